@@ -1,0 +1,133 @@
+"""The variational autoencoder: an encoder to (mu, logvar), the reparameterization, a decoder to logits.
+
+Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
+Two architectures, both plain residual networks without normalisation: each block adds to its input a correction
+that starts at zero, so a deep stack starts as a shallow one (the idea of Fixup, Zhang et al. 2019).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+ARCHS = ("mlp", "conv")
+IMAGE_SHAPE = (1, 28, 28)
+N_PIXELS = 784
+MAX_LATENT_DIM, MAX_WIDTH, MAX_BLOCKS = 1024, 4096, 64
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """All that is needed to rebuild a model; it travels in every checkpoint. Raises ValueError for bad values."""
+
+    arch: str = "mlp"
+    latent_dim: int = 2  # L
+    width: int = 512  # hidden units of "mlp", channels of "conv"
+    n_blocks: int = 3  # residual blocks in the decoder; the encoder has one less in "mlp", as many in "conv"
+
+    def __post_init__(self):
+        if self.arch not in ARCHS:
+            raise ValueError(f"arch must be one of {', '.join(ARCHS)}, not {self.arch!r}")
+        limits = {"latent_dim": MAX_LATENT_DIM, "width": MAX_WIDTH, "n_blocks": MAX_BLOCKS}
+        for name, limit in limits.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ValueError(f"{name} must be a whole number from 1 to {limit}, not {value!r}")
+
+
+class Residual(nn.Module):
+    """x + f(x), where f is two layers, each behind a SiLU, and the last layer starts at zero. Shapes stay as they are."""
+
+    def __init__(self, first: nn.Module, last: nn.Module):
+        super().__init__()
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.f = nn.Sequential(nn.SiLU(), first, nn.SiLU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x)
+
+
+def linear_blocks(width: int, n: int) -> list[nn.Module]:
+    """(B, width) -> (B, width)"""
+    return [Residual(nn.Linear(width, width), nn.Linear(width, width)) for _ in range(n)]
+
+
+def conv_blocks(width: int, n: int) -> list[nn.Module]:
+    """(B, width, H, W) -> (B, width, H, W)"""
+    return [Residual(nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)) for _ in range(n)]
+
+
+class Encoder(nn.Sequential):
+    """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu beside logvar."""
+
+    def __init__(self, config: VAEConfig):
+        width, head = config.width, 2 * config.latent_dim
+        if config.arch == "mlp":
+            layers = [nn.Flatten(), nn.Linear(N_PIXELS, width)]  # (B, width)
+            layers += linear_blocks(width, config.n_blocks - 1)
+            layers += [nn.SiLU(), nn.Linear(width, head)]
+        else:
+            layers = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]  # (B, 16, 7, 7), (B, width, 7, 7)
+            layers += conv_blocks(width, config.n_blocks)
+            layers += [nn.SiLU(), nn.Flatten(), nn.Linear(width * 49, head)]
+        super().__init__(*layers)
+
+
+class Decoder(nn.Sequential):
+    """z (B, L) -> (B, 784) or (B, 1, 28, 28): logits, before the output bias."""
+
+    def __init__(self, config: VAEConfig):
+        width, latent_dim = config.width, config.latent_dim
+        if config.arch == "mlp":
+            layers = [nn.Linear(latent_dim, width), *linear_blocks(width, config.n_blocks)]  # (B, width)
+            layers += [nn.SiLU(), nn.Linear(width, N_PIXELS, bias=False)]
+        else:
+            layers = [nn.Linear(latent_dim, width * 49), nn.Unflatten(1, (width, 7, 7))]  # (B, width, 7, 7)
+            layers += conv_blocks(width, config.n_blocks)
+            layers += [nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1, bias=False), nn.PixelShuffle(4)]
+        super().__init__(*layers)
+
+
+class VAE(nn.Module):
+    """p(x|z) p(z) and q(z|x): see `encode`, `reparameterize`, `decode`, `forward`, `sample`.
+
+    `mean_image` (1, 28, 28) in [0, 1]: the training images' mean, whose logit the output bias starts from.
+    """
+
+    def __init__(self, config: VAEConfig, mean_image: Tensor | None = None):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        bias = torch.zeros(IMAGE_SHAPE) if mean_image is None else torch.logit(mean_image, eps=1e-3)
+        self.output_bias = nn.Parameter(bias)  # (1, 28, 28)
+        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu (B, L), logvar (B, L)."""
+        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
+        return mu, logvar
+
+    def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
+        """z = mu + std * eps, with eps ~ N(0, I) drawn here unless it is given: (B, L) each -> (B, L) (paper: Section 2.4)."""
+        std = torch.exp(0.5 * logvar)
+        if eps is None:
+            eps = torch.randn_like(std)
+        return mu + std * eps
+
+    def decode(self, z: Tensor) -> Tensor:
+        """p(x|z): z (B, L) -> logits (B, 1, 28, 28); sigmoid(logits) are the pixels' means."""
+        return self.decoder(z).float().view(-1, *IMAGE_SHAPE) + self.output_bias
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, 1, 28, 28) in [0, 1] -> logits (B, 1, 28, 28) of one posterior draw, mu (B, L), logvar (B, L)."""
+        mu, logvar = self.encode(x)
+        z = self.reparameterize(mu, logvar, eps)
+        return self.decode(z), mu, logvar
+
+    @torch.inference_mode()
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """n draws z ~ p(z), decoded to the pixels' means: (n, 1, 28, 28) in [0, 1]."""
+        z = torch.randn(n, self.config.latent_dim, generator=generator, device=self.output_bias.device)
+        return torch.sigmoid(self.decode(z))

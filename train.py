@@ -1,0 +1,279 @@
+"""Trains a VAE: flags -> data -> epochs -> checkpoints -> test figures. Owns the loop; holds no formula.
+
+python3 train.py
+python3 train.py --resume runs/MNIST_mlp_2d/last.pth
+torchrun --nproc_per_node=2 train.py
+"""
+
+import csv
+import math
+import time
+from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+from tqdm import tqdm
+
+import cli
+from checkpoint import load_checkpoint, locked_folder, save_checkpoint, write_atomically
+from data import BINARIZE, DATASETS, batches, fixed_binarization, load_mnist
+from errors import UserError
+from evaluate import elbo_terms, posterior_noise
+from loss import bernoulli_nll, kl_divergence, squared_error
+from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, VAE, VAEConfig
+from picture import save_grid
+
+WARMUP_STEPS = 500
+MAX_GRADIENT_NORM = 1000.0  # several times its usual size: shortens only the rare step that would wreck a run
+COLLAPSED_KLD = 0.1  # nats per image: below this, z says almost nothing about x
+STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
+N_SAMPLES = 100  # of the prior, drawn after each epoch
+NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume")  # flags that a resumed run is free to change
+
+
+def make_parser() -> ArgumentParser:
+    parser = cli.parser("Trains a VAE on MNIST: loss = recon_weight * recon_loss + kld_loss.")
+    cli.add_common_flags(parser, batch_size=128)
+    integer, number = cli.integer, cli.number
+    parser.add_argument("--dataset", choices=DATASETS, default="MNIST", help="torchvision's name")
+    parser.add_argument("--binarize", choices=BINARIZE, default="none", help="grey pixels, x' ~ Bernoulli(x), or x > 0.5")
+    parser.add_argument("--n_train", type=integer(1, 50_000), default=50_000, help="train on the first so many images")
+    parser.add_argument("--arch", choices=ARCHS, default=VAEConfig.arch, help="residual layers or residual convolutions")
+    parser.add_argument("--latent_dim", type=integer(1, MAX_LATENT_DIM), default=VAEConfig.latent_dim, help="size of z")
+    parser.add_argument("--width", type=integer(1, MAX_WIDTH), default=VAEConfig.width, help="hidden units or channels")
+    parser.add_argument("--n_blocks", type=integer(1, MAX_BLOCKS), default=VAEConfig.n_blocks, help="residual blocks")
+    parser.add_argument("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
+    parser.add_argument(
+        "--recon_weight",
+        type=number(1e-6, 1e6),
+        default=600.0,
+        help="784 with bce is the exact -ELBO; other weights are a beta of 784 / recon_weight",
+    )
+    parser.add_argument("--n_epochs", type=integer(1, 1_000_000), default=20, help="epochs in all, resumed ones included")
+    parser.add_argument("--lr", type=number(1e-12, 1e3), default=1e-3, help="peak: after a warm-up, falls to 0 as a cosine")
+    parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+    parser.add_argument("--save_dir", type=Path, default=None, help="folder of the run; default: a new one in ./runs")
+    parser.add_argument("--resume", type=Path, default=None, metavar="LAST_PTH", help="go on with an interrupted run")
+    return parser
+
+
+def read_flags() -> tuple[Namespace, dict | None]:
+    """The flags, and the checkpoint to go on from, whose own flags then stand in for the defaults. Raises UserError."""
+    parser = make_parser()
+    args, checkpoint = parser.parse_args(), None
+    if args.resume:
+        _, checkpoint = load_checkpoint(args.resume)
+        if "training" not in checkpoint:
+            raise UserError(f"{args.resume} holds no state to go on from; give the last.pth of the run.")
+        saved = checkpoint["args"]
+        args = parser.parse_args(namespace=Namespace(**saved))
+        for name in saved:
+            may_grow = name == "n_epochs" and args.n_epochs >= saved[name]
+            if getattr(args, name) != saved[name] and not may_grow:
+                raise UserError(
+                    f"--{name} is {getattr(args, name)} but the run to resume has {saved[name]}; leave the flag out."
+                )
+        args.save_dir = args.save_dir or args.resume.parent
+    args.save_dir = args.save_dir or new_folder(args)
+    if not args.resume and (args.save_dir / "last.pth").exists():
+        raise UserError(
+            f"{args.save_dir} holds a run already; add --resume {args.save_dir / 'last.pth'} or choose another --save_dir."
+        )
+    args.device = cli.pick_device(args.device)
+    args.precision = cli.pick_precision(args.precision, args.device)
+    return args, checkpoint
+
+
+def new_folder(args: Namespace) -> Path:
+    """The first name that is free of runs/MNIST_mlp_2d, runs/MNIST_mlp_2d_2, ..."""
+    name, n = f"{args.dataset}_{args.arch}_{args.latent_dim}d", 1
+    while (folder := Path("runs") / (name if n == 1 else f"{name}_{n}")).exists():
+        n += 1
+    return folder
+
+
+def learning_rate(step: int, n_steps: int, peak: float) -> float:
+    """Of step 0 to n_steps - 1: a linear warm-up, then half a cosine down to 0."""
+    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, n_steps))
+    return peak * warmup * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def train_one_epoch(forward, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int) -> dict[str, float]:
+    """One pass over `images` (N, 1, 28, 28) uint8 in a new order; returns the epoch's means over its images.
+
+    All randomness is a function of (seed, epoch, rank), so a resumed run repeats an epoch bit for bit.
+    Raises UserError if the loss is not finite.
+    """
+    rank, world_size = cli.rank_and_world_size()
+    order = torch.randperm(len(images), generator=cli.rng(args.seed, epoch))
+    order = order[: len(order) // world_size * world_size][rank::world_size]  # an equal share for each process
+    share = order.split(args.batch_size // world_size)
+    pixel_rng = cli.rng(args.seed, epoch, rank, 1)
+    noise_rng = cli.rng(args.seed, epoch, rank, 2, device=args.device)
+    history = torch.zeros(len(share), 3, device=args.device)  # sums over each step's images
+    forward.train()
+    bar = tqdm(total=len(share), desc=f"epoch {epoch}/{args.n_epochs}", leave=False, unit="batch", disable=rank > 0 or None)
+
+    for step, x in enumerate(batches(images, share, args.device, args.binarize, pixel_rng)):  # x (B, 1, 28, 28)
+        lr = learning_rate((epoch - 1) * len(share) + step, args.n_epochs * len(share), args.lr)
+        optimizer.param_groups[0]["lr"] = lr
+        eps = torch.randn(len(x), args.latent_dim, generator=noise_rng, device=args.device)  # (B, L)
+
+        with cli.autocast(args.precision, args.device):
+            logits, mu, logvar = forward(x, eps)  # (B, 1, 28, 28), (B, L), (B, L)
+        nll = bernoulli_nll(logits, x)  # (B,)
+        recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (B,)
+        kl = kl_divergence(mu, logvar)  # (B,)
+        loss = args.recon_weight * recon.mean() / N_PIXELS + kl.mean()
+
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], MAX_GRADIENT_NORM)
+        optimizer.step()
+
+        history[step] = torch.stack((recon.sum(), kl.sum(), nll.sum())).detach()
+        if (step + 1) % STEPS_PER_READ == 0 or step + 1 == len(share):
+            stop_at_divergence(history[: step + 1], epoch, lr)
+            bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
+            bar.update(step + 1 - bar.n)
+    bar.close()
+    recon, kl, nll = (cli.sum_over_processes(history.double().sum(dim=0)) / (len(order) * world_size)).tolist()
+    return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
+
+
+def stop_at_divergence(history: Tensor, epoch: int, lr: float) -> None:
+    """Raises UserError at the first step whose figures are not finite; the checkpoints on disk are older and good."""
+    bad = (~torch.isfinite(history).all(dim=1)).nonzero()
+    if len(bad):
+        raise UserError(
+            f"the loss is not finite at epoch {epoch}, step {bad[0].item() + 1} (learning rate {lr:.3g}); "
+            f"the checkpoints of the epochs before are intact, start again with a smaller --lr."
+        )
+
+
+def held_out_figures(model: VAE, images: Tensor, args: Namespace, precision: str) -> dict[str, float]:
+    """The same figures as `train_one_epoch`, on images (N, 1, 28, 28) uint8 that it does not see."""
+    rank, world_size = cli.rank_and_world_size()
+    share = slice(rank, None, world_size)
+    eps = posterior_noise(len(images), args.latent_dim)
+    terms = elbo_terms(model, images[share], eps[share], args.device, precision, batch_size=1000)
+    sums = torch.stack([terms[name].sum() for name in ("recon", "kl", "squared_error")]).to(args.device)
+    nll, kl, squared = (cli.sum_over_processes(sums) / len(images)).tolist()
+    recon = nll if args.recon_loss == "bce" else squared
+    return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
+
+
+def describe(figures: dict[str, float]) -> str:
+    return "recon_loss {recon_loss:.4f}, kld_loss {kld_loss:.4f}, -ELBO {neg_elbo:.2f} nats".format(**figures)
+
+
+def objective(row: dict, args: Namespace) -> float:
+    """The validation loss of a row of metrics: what best.pth is the best in."""
+    return args.recon_weight * row["val_recon_loss"] + row["val_kld_loss"]
+
+
+def write_metrics(path: Path, metrics: list[dict]) -> None:
+    """metrics.csv from the whole history, so that no row can be lost or doubled."""
+
+    def write(temporary):
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=metrics[0])
+            writer.writeheader()
+            writer.writerows(metrics)
+
+    write_atomically(path, write)
+
+
+def train(args: Namespace, checkpoint: dict | None) -> None:
+    rank, world_size = cli.rank_and_world_size()
+    best_path, last_path = args.save_dir / "best.pth", args.save_dir / "last.pth"
+
+    # Data: read once, split once, the validation images binarised once.
+    images, _ = load_mnist(args.data_dir, "train", args.dataset)
+    images = images[: args.n_train]
+    val_images = fixed_binarization(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)
+
+    # Model and optimizer, new or as they were.
+    torch.manual_seed(args.seed)
+    config = VAEConfig(args.arch, args.latent_dim, args.width, args.n_blocks)
+    model = VAE(config, mean_image=images.float().mean(dim=0) / 255).to(args.device)
+    optimizer = AdamW(model.parameters(), lr=args.lr, fused=True)
+    metrics = []
+    if checkpoint:
+        model.load_state_dict(checkpoint["weights"])
+        optimizer.load_state_dict(checkpoint["training"]["optimizer"])
+        metrics = checkpoint["metrics"]
+    forward = DistributedDataParallel(model) if world_size > 1 else model
+    forward = torch.compile(forward) if args.compile else forward
+
+    # What every checkpoint says of the run.
+    run_flags = {k: v for k, v in vars(args).items() if k not in NOT_OF_THE_RUN}
+    z = torch.randn(N_SAMPLES, args.latent_dim, generator=cli.rng(args.seed)).to(args.device)
+
+    def save_last():
+        save_checkpoint(last_path, model, run_flags, metrics, training={"optimizer": optimizer.state_dict()})
+
+    if rank == 0:
+        n_parameters = sum(p.numel() for p in model.parameters())
+        print(
+            f"{args.arch}, {n_parameters:,} parameters, latent_dim {args.latent_dim}, {args.device}, {args.precision}; "
+            f"recon_weight {args.recon_weight:g}"
+            + (f": beta = {N_PIXELS / args.recon_weight:.3f}" if args.recon_loss == "bce" else " on squared error")
+            + f"; writing to {args.save_dir}"
+        )
+        save_last()  # so that there is something to resume, whenever the run ends
+
+    for epoch in range(len(metrics) + 1, args.n_epochs + 1):
+        start = time.perf_counter()
+        trained = train_one_epoch(forward, optimizer, images, args, epoch)
+        seconds = time.perf_counter() - start
+        held_out = held_out_figures(model, val_images, args, args.precision)
+        row = {"epoch": epoch}
+        row |= {f"train_{name}": value for name, value in trained.items()}
+        row |= {f"val_{name}": value for name, value in held_out.items()}
+        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
+        metrics.append(row)
+        is_best = objective(row, args) <= min(objective(r, args) for r in metrics)
+        if rank > 0:
+            continue
+        print(
+            f"epoch {epoch:{len(str(args.n_epochs))}}/{args.n_epochs} | train {describe(trained)} | val {describe(held_out)}"
+            f" | {seconds:.1f} s, {len(images) / seconds:,.0f} images/s{' | best' if is_best else ''}",
+            flush=True,
+        )
+        if trained["kld_loss"] < COLLAPSED_KLD:
+            print(
+                f"warning: the posterior has collapsed (KLD {trained['kld_loss']:.3f} nats): z is unused; raise --recon_weight."
+            )
+        if is_best:
+            save_checkpoint(best_path, model, run_flags, metrics)
+        save_last()
+        write_metrics(args.save_dir / "metrics.csv", metrics)
+        with torch.inference_mode():
+            save_grid(torch.sigmoid(model.decode(z)), 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
+
+    # The best model's test figures.
+    if rank == 0:
+        best, best_checkpoint = load_checkpoint(best_path, args.device)
+        test_images = fixed_binarization(load_mnist(args.data_dir, "test", args.dataset)[0], args.binarize)
+        test = held_out_figures(best, test_images, args, "fp32")
+        print(f"test, {len(test_images):,} images, best epoch {len(best_checkpoint['metrics'])}: {describe(test)}")
+        print(f"wrote {best_path}, {last_path}, {args.save_dir / 'metrics.csv'}, {args.save_dir / 'samples'}")
+
+
+def main() -> None:
+    args, checkpoint = read_flags()
+    with cli.process_group(args.device, args.batch_size) as rank, locked_folder(args.save_dir) if rank == 0 else nullcontext():
+        try:
+            train(args, checkpoint)
+        except (KeyboardInterrupt, cli.Terminated):
+            print(f"\nstopped; go on with: python3 train.py --resume {args.save_dir / 'last.pth'}")
+            raise
+
+
+if __name__ == "__main__":
+    cli.run(main)
