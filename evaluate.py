@@ -43,10 +43,10 @@ def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, pr
     """The ELBO's terms for images (N, 1, 28, 28) uint8, with z = mu + std * eps for the given eps (N, L).
 
     Returns float64 tensors on the CPU: `recon` (N,) = -log p(x|z) and `kl` (N, L) in nats, so that -ELBO is
-    recon + kl.sum(dim=1); `squared_error` (N,); `mu` (N, L). Only their rounding depends on `batch_size`.
+    recon + kl.sum(dim=1); `squared_error` (N,); `mu` and `logvar` (N, L). Only their rounding depends on `batch_size`.
     """
     model.eval()
-    terms = {"recon": [], "kl": [], "squared_error": [], "mu": []}
+    terms = {"recon": [], "kl": [], "squared_error": [], "mu": [], "logvar": []}
     for chunk, noise in zip(images.split(batch_size), eps.split(batch_size), strict=True):
         x = to_float(chunk, device)  # (B, 1, 28, 28)
         with cli.autocast(precision, device):
@@ -55,6 +55,7 @@ def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, pr
         terms["kl"].append(kl_per_dimension(mu, logvar))
         terms["squared_error"].append(squared_error(logits, x))
         terms["mu"].append(mu)
+        terms["logvar"].append(logvar)
     return {name: torch.cat(parts).double().cpu() for name, parts in terms.items()}
 
 
