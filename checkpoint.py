@@ -3,15 +3,18 @@
 A checkpoint holds {"format", "config", "weights", "args", "metrics"} and, where training can go on from it, "training".
 """
 
+import csv
+import io
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from data import BINARIZE, DATASETS
 from errors import UserError
 from model import VAE, VAEConfig
 
@@ -34,9 +37,12 @@ def write_atomically(path: Path, write) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error}); free some space or choose another --save_dir.") from error
+    except OSError as error:
+        reason = f"{error.strerror}; free some space or choose another --save_dir"
+        raise UserError(f"{path} cannot be written: {reason}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()  # what an error or Ctrl-C leaves; after the move there is none
 
 
 @contextmanager
@@ -48,14 +54,29 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115  (its `with` is below, outside of this `try`)
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing to {folder}; wait for it or choose another --save_dir.") from error
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --save_dir.") from error
     with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another run is writing to {folder}; wait for it or choose another --save_dir.") from error
+        except OSError:
+            pass  # a network file system without locks is no reason not to train
         yield
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows with the same keys as a CSV file with a header. Raises UserError as `write_atomically` does."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 def save_checkpoint(path: str | Path, model: VAE, args: dict, metrics: list[dict], training: dict | None = None) -> None:
@@ -73,7 +94,9 @@ def save_checkpoint(path: str | Path, model: VAE, args: dict, metrics: list[dict
     }
     if training is not None:
         content["training"] = training
-    write_atomically(Path(path), lambda temporary: torch.save(content, temporary))
+    buffer = io.BytesIO()  # torch.save to a full disk does not say that it is full
+    torch.save(content, buffer)
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:
@@ -86,22 +109,33 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the path of a .pth file that train.py wrote.")
     try:
+        size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise zipfile.BadZipFile("it would unpack to more than its size, and ours are not compressed")
             damaged = archive.testzip()  # torch.load does not compare the checksums
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); ask its owner for access.") from error
     except Exception as error:  # zipfile's exceptions on hostile input are not documented
         raise UserError(f"{path} is not a checkpoint, or is truncated or damaged; train again or copy it again.") from error
     if damaged is not None:
         raise UserError(f"{path} is damaged (wrong checksum in {damaged}); copy it again.")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT!r}")
+        if content.get("format") != FORMAT:
+            raise ValueError(f"its format is {content.get('format')!r}, this version reads {FORMAT!r}")
         config = VAEConfig(**content["config"])
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in content["weights"].values()):
-            raise ValueError("its weights are not all finite")
+        with torch.device("meta"):  # which takes no memory
+            if sum(parameter.nbytes for parameter in VAE(config).parameters()) > size:
+                raise ValueError("it is too small for the model that it names")
         model = VAE(config)
         model.load_state_dict(content["weights"])
-        content["args"]["dataset"], content["args"]["binarize"], list(content["metrics"])
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise ValueError("its weights are not all finite")
+        if content["args"]["dataset"] not in DATASETS or content["args"]["binarize"] not in BINARIZE:
+            raise ValueError("its dataset or binarisation is not one of ours")
+        if not all(isinstance(row, dict) for row in content["metrics"]):
+            raise ValueError("its metrics are not rows")
     except Exception as error:  # whatever a foreign or hostile file provokes
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is not a checkpoint that train.py of this version wrote: {reason}.") from error

@@ -130,8 +130,8 @@ def process_group(device: torch.device, batch_size: int) -> Iterator[int]:
             dist.destroy_process_group()
 
 
-class Terminated(Exception):
-    """SIGTERM, as an exception, so that it ends a run as Ctrl-C does."""
+class Terminated(BaseException):
+    """SIGTERM, as an exception that ends a run as KeyboardInterrupt does: no `except Exception` holds it up."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -143,6 +143,7 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, terminate)
     try:
         main()
+        sys.stdout.flush()  # here, where a broken pipe is caught
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

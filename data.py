@@ -4,10 +4,12 @@ The four archives are read as they are: nothing is extracted, so a read-only fol
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -77,26 +79,34 @@ def batches(
 def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     """An archive of LeCun's idx format as a uint8 tensor of the expected shape; gzip verifies length and CRC-32."""
     again = "delete it and run again to download it anew"
+    header = b"\0\0\x08" + bytes([len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+    size = len(header) + math.prod(shape)
     try:
-        content = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            content = file.read(size + 1)  # one more, to reach the end and its checksum, however much an archive holds
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); {again}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check --data_dir.") from error
-    header = b"\0\0\x08" + bytes([len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
-    if not content.startswith(header) or len(content) != len(header) + np.prod(shape):
+    if not content.startswith(header) or len(content) != size:
         raise UserError(f"{path} does not hold {' x '.join(map(str, shape))} bytes in the idx format; {again}.")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape).copy())
 
 
 def _download(data_dir: Path, dataset: str) -> None:
-    """Lets torchvision fetch the four archives and verify their MD5 sums."""
+    """Lets torchvision fetch the four archives and verify their MD5 sums, then moves each into place in one step."""
     from torchvision import datasets  # here alone, because its import costs seconds
 
     try:
-        getattr(datasets, dataset)(data_dir, download=True)
+        raw = data_dir / dataset / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=raw) as folder:  # its own, so that a stop or a second download does no harm
+            getattr(datasets, dataset)(folder, download=True)
+            for archive in Path(folder, dataset, "raw").glob("*.gz"):
+                archive.replace(raw / archive.name)
     except Exception as error:  # what torchvision and urllib raise here is not documented
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{dataset} is not in {data_dir} and torchvision could not download it ({error}); connect to the network, "
+            f"{dataset} is not in {data_dir} and torchvision could not download it ({reason}); connect to the network, "
             f"make the folder writable, or put the four .gz archives into {data_dir / dataset / 'raw'}."
         ) from error

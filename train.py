@@ -5,7 +5,6 @@ python3 train.py --resume runs/MNIST_mlp_2d/last.pth
 torchrun --nproc_per_node=2 train.py
 """
 
-import csv
 import math
 import time
 from argparse import ArgumentParser, Namespace
@@ -15,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import AdamW
 from tqdm import tqdm
 
 import cli
-from checkpoint import load_checkpoint, locked_folder, save_checkpoint, write_atomically
+from checkpoint import load_checkpoint, locked_folder, save_checkpoint, write_csv
 from data import BINARIZE, DATASETS, batches, fixed_binarization, load_mnist
 from errors import UserError
 from evaluate import elbo_terms, posterior_noise
@@ -114,6 +114,7 @@ def train_one_epoch(forward, optimizer: AdamW, images: Tensor, args: Namespace, 
     share = order.split(args.batch_size // world_size)
     pixel_rng = cli.rng(args.seed, epoch, rank, 1)
     noise_rng = cli.rng(args.seed, epoch, rank, 2, device=args.device)
+    parameters = optimizer.param_groups[0]["params"]
     history = torch.zeros(len(share), 3, device=args.device)  # sums over each step's images
     forward.train()
     bar = tqdm(total=len(share), desc=f"epoch {epoch}/{args.n_epochs}", leave=False, unit="batch", disable=rank > 0 or None)
@@ -132,7 +133,9 @@ def train_one_epoch(forward, optimizer: AdamW, images: Tensor, args: Namespace, 
 
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], MAX_GRADIENT_NORM)
+        norm = get_total_norm([p.grad for p in parameters])
+        if norm > MAX_GRADIENT_NORM:
+            clip_grads_with_norm_(parameters, MAX_GRADIENT_NORM, norm)
         optimizer.step()
 
         history[step] = torch.stack((recon.sum(), kl.sum(), nll.sum())).detach()
@@ -174,18 +177,6 @@ def describe(figures: dict[str, float]) -> str:
 def objective(row: dict, args: Namespace) -> float:
     """The validation loss of a row of metrics: what best.pth is the best in."""
     return args.recon_weight * row["val_recon_loss"] + row["val_kld_loss"]
-
-
-def write_metrics(path: Path, metrics: list[dict]) -> None:
-    """metrics.csv from the whole history, so that no row can be lost or doubled."""
-
-    def write(temporary):
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=metrics[0])
-            writer.writeheader()
-            writer.writerows(metrics)
-
-    write_atomically(path, write)
 
 
 def train(args: Namespace, checkpoint: dict | None) -> None:
@@ -252,7 +243,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
         if is_best:
             save_checkpoint(best_path, model, run_flags, metrics)
         save_last()
-        write_metrics(args.save_dir / "metrics.csv", metrics)
+        write_csv(args.save_dir / "metrics.csv", metrics)  # from the whole history: no row is lost or doubled
         with torch.inference_mode():
             save_grid(torch.sigmoid(model.decode(z)), 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
 

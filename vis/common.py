@@ -63,16 +63,23 @@ def make_parser(description: str) -> ArgumentParser:
     return parser
 
 
+def load_model(args: Namespace) -> tuple[VAE, dict, torch.device, str]:
+    """What --model_params names: the model, its checkpoint, its device, and a name for titles. Raises UserError."""
+    device = cli.pick_device(args.device)
+    model, checkpoint = load_checkpoint(args.model_params, device)
+    config = model.config
+    name = f"{checkpoint['args']['dataset']}, {config.arch}, {config.latent_dim} latent dimension"
+    return model, checkpoint, device, name + "s" * (config.latent_dim > 1)
+
+
 def load_subject(args: Namespace) -> Subject:
     """The model that --model_params names, with its dataset's test images. Raises UserError."""
-    device = cli.pick_device(args.device)
+    model, checkpoint, device, name = load_model(args)
     precision = cli.pick_precision(args.precision, device)
-    model, checkpoint = load_checkpoint(args.model_params, device)
-    run, latent_dim = checkpoint["args"], model.config.latent_dim
-    images, labels = load_mnist(args.data_dir, "test", run["dataset"])
-    images = fixed_binarization(images, run["binarize"])
-    terms = elbo_terms(model, images, torch.zeros(len(images), latent_dim), device, precision, args.batch_size)
-    name = f"{run['dataset']}, {model.config.arch}, {latent_dim} latent dimension{'s' if latent_dim > 1 else ''}"
+    images, labels = load_mnist(args.data_dir, "test", checkpoint["args"]["dataset"])
+    images = fixed_binarization(images, checkpoint["args"]["binarize"])
+    no_noise = torch.zeros(len(images), model.config.latent_dim)
+    terms = elbo_terms(model, images, no_noise, device, precision, args.batch_size)
     return Subject(name, model, device, images, labels, terms["mu"], terms["logvar"], terms["kl"])
 
 
