@@ -8,6 +8,7 @@ that starts at zero, so a deep stack starts as a shallow one (the idea of Fixup,
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 ARCHS = ("mlp", "conv")
@@ -73,7 +74,7 @@ def conv_blocks(width: int, n: int) -> list[nn.Module]:
 
 
 class Encoder(nn.Sequential):
-    """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu beside logvar."""
+    """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu beside the logit of the variance."""
 
     def __init__(self, config: VAEConfig):
         width, head = config.width, 2 * config.latent_dim
@@ -119,9 +120,13 @@ class VAE(nn.Module):
         self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu (B, L), logvar (B, L)."""
-        mu, logvar = self.encoder(x).float().chunk(2, dim=1)
-        return mu, logvar
+        """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu (B, L), logvar (B, L) at most 0.
+
+        The variance is a sigmoid: never above the prior's, to which it tends where x says nothing. Without a bound, the
+        exponential of one odd image's logvar ends a long run in infinities.
+        """
+        mu, variance_logit = self.encoder(x).float().chunk(2, dim=1)
+        return mu, F.logsigmoid(variance_logit)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
         """z = mu + std * eps, with eps ~ N(0, I) drawn here unless it is given: (B, L) each -> (B, L) (paper: Section 2.4)."""

@@ -1,0 +1,137 @@
+"""Training: it learns, it logs what it says, and a resumed run is the uninterrupted one."""
+
+import csv
+import math
+import signal
+
+import pytest
+import torch
+from conftest import TINY
+
+import cli
+import train
+from checkpoint import load_checkpoint
+from data import DATA_DIR, fixed_binarization, load_mnist
+from loss import bernoulli_nll, kl_divergence
+from model import VAE, VAEConfig
+
+COLUMNS = "epoch,train_recon_loss,train_kld_loss,train_neg_elbo,val_recon_loss,val_kld_loss,val_neg_elbo,lr,seconds".split(",")
+
+
+def flags(monkeypatch, tmp_path, *given):
+    monkeypatch.setattr("sys.argv", ["train.py", "--device", "cpu", "--save_dir", str(tmp_path / "run"), *given])
+    return train.read_flags()[0]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_mnist(DATA_DIR, "train")[0][:512]
+
+
+@pytest.mark.parametrize("arch", ["mlp", "conv"])
+@pytest.mark.parametrize("recon_loss", ["bce", "mse"])
+def test_training_on_512_digits_lowers_the_loss(monkeypatch, tmp_path, digits, arch, recon_loss):
+    size = ("--arch", arch, "--width", "32", "--n_blocks", "1", "--batch_size", "16", "--lr", "0.003", "--n_epochs", "8")
+    args = flags(monkeypatch, tmp_path, *size, "--recon_loss", recon_loss, "--recon_weight", "2000")
+    torch.manual_seed(0)
+    model = VAE(VAEConfig(arch, 2, 32, 1), digits.float().mean(dim=0) / 255)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+
+    def loss_now():
+        figures = train.held_out_figures(model, digits, args, "fp32")
+        return args.recon_weight * figures["recon_loss"] + figures["kld_loss"]
+
+    before = loss_now()
+    for epoch in range(1, 9):
+        train.train_one_epoch(model, optimizer, digits, args, epoch)
+    assert loss_now() < 0.95 * before
+
+
+@pytest.mark.parametrize("binarize", ["none", "dynamic"])
+def test_held_out_figures_are_a_plain_loop_over_the_images(monkeypatch, tmp_path, digits, binarize):
+    args = flags(monkeypatch, tmp_path, "--latent_dim", "3")
+    torch.manual_seed(0)
+    model = VAE(VAEConfig("mlp", 3, 16, 2))
+    images = fixed_binarization(digits[:50], binarize)
+    eps = train.posterior_noise(50, 3)
+    nll, kl = 0.0, 0.0
+    with torch.no_grad():
+        for i in range(50):
+            x = images[i : i + 1] / 255
+            logits, mu, logvar = model(x, eps[i : i + 1])
+            nll += bernoulli_nll(logits, x).item() / 50
+            kl += kl_divergence(mu, logvar).item() / 50
+    figures = train.held_out_figures(model, images, args, "fp32")
+    assert figures["neg_elbo"] == pytest.approx(nll + kl, rel=1e-5)
+    assert figures["kld_loss"] == pytest.approx(kl, rel=1e-5)
+    assert 784 * figures["recon_loss"] + figures["kld_loss"] == pytest.approx(nll + kl, rel=1e-5)  # 784 is the exact ELBO
+
+
+def test_the_training_figures_average_over_images_the_smaller_last_batch_too(monkeypatch, tmp_path, digits):
+    """At a vanishing learning rate the running means are those of a fixed model: 300 images in batches of 128, 128, 44."""
+    args = flags(monkeypatch, tmp_path, "--lr", "1e-12", "--recon_loss", "mse")
+    model = VAE(VAEConfig("mlp", 2, 16, 1), digits.float().mean(dim=0) / 255)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, weight_decay=0.0, fused=True)
+    trained = train.train_one_epoch(model, optimizer, digits[:300], args, 1)
+    held_out = train.held_out_figures(model, digits[:300], args, "fp32")
+    assert trained["kld_loss"] == pytest.approx(held_out["kld_loss"], rel=0.01)
+    assert trained["recon_loss"] == pytest.approx(held_out["recon_loss"], rel=0.01)
+    assert trained["neg_elbo"] == pytest.approx(held_out["neg_elbo"], rel=0.01)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    n, warmup = 10_000, train.WARMUP_STEPS
+    rates = [train.learning_rate(step, n, 2.0) for step in range(n)]
+    assert rates[0] == pytest.approx(2.0 / warmup)
+    assert max(rates) == pytest.approx(2.0, rel=0.02)
+    assert rates[n // 2] == pytest.approx(1.0)
+    assert rates[n // 4] == pytest.approx(1 + math.cos(math.pi / 4))
+    assert rates[-1] < 1e-6
+
+
+def test_a_run_stopped_after_2_of_4_epochs_and_resumed_is_the_uninterrupted_one(trainer, tmp_path):
+    run = (*TINY, "--binarize", "dynamic", "--n_epochs", "4")
+    whole = trainer(tmp_path, *run, "--save_dir", "whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = trainer(tmp_path, *run, "--save_dir", "parts", signal_number=signal.SIGINT, once="epoch 2/4")
+    assert stopped.returncode == 130
+    assert len(rows(tmp_path / "parts" / "metrics.csv")) < 4
+    resumed = trainer(tmp_path, "--resume", "parts/last.pth")
+    assert resumed.returncode == 0, resumed.stderr
+    for name in ("best.pth", "last.pth"):
+        ours, theirs = (load_checkpoint(tmp_path / folder / name)[1]["weights"] for folder in ("whole", "parts"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = (rows(tmp_path / folder / "metrics.csv") for folder in ("whole", "parts"))
+    assert [row | {"seconds": 0} for row in ours] == [row | {"seconds": 0} for row in theirs]
+
+
+def test_the_seed_decides_the_run_and_the_split_does_not_depend_on_it(trainer, tmp_path):
+    for folder, seed in (("one", 1), ("again", 1), ("two", 2)):
+        done = trainer(tmp_path, *TINY, "--n_epochs", "1", "--seed", str(seed), "--save_dir", folder)
+        assert done.returncode == 0, done.stderr
+    figures = [rows(tmp_path / folder / "metrics.csv")[0]["val_neg_elbo"] for folder in ("one", "again", "two")]
+    assert figures[0] == figures[1]
+    assert figures[0] != figures[2]
+
+
+def test_what_a_run_leaves(tiny_run):
+    metrics = rows(tiny_run / "metrics.csv")
+    assert list(metrics[0]) == COLUMNS
+    assert [row["epoch"] for row in metrics] == ["1", "2"]
+    assert sorted(path.name for path in (tiny_run / "samples").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+    model, best = load_checkpoint(tiny_run / "best.pth")
+    assert "training" not in best
+    assert model.config == VAEConfig("mlp", 2, 16, 1)
+    for path in ("data_dir", "save_dir", "resume"):
+        assert path not in best["args"]
+
+
+def test_every_draw_of_a_run_has_a_stream_of_its_own():
+    seeds = [(seed, epoch, *rest) for seed in range(3) for epoch in range(3) for rest in ((), (0, 1), (0, 2), (1, 1))]
+    states = {tuple(torch.rand(4, generator=cli.rng(*seed)).tolist()) for seed in seeds}
+    assert len(states) == len(seeds)
