@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 ARCHS = ("mlp", "conv")
+WIDTHS = {"mlp": 512, "conv": 64}  # the default of each
 IMAGE_SHAPE = (1, 28, 28)
 N_PIXELS = 784
 MAX_LATENT_DIM, MAX_WIDTH, MAX_BLOCKS = 1024, 4096, 64

@@ -24,7 +24,7 @@ from data import BINARIZE, DATASETS, batches, fixed_binarization, load_mnist
 from errors import UserError
 from evaluate import elbo_terms, posterior_noise
 from loss import bernoulli_nll, kl_divergence, squared_error
-from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, VAE, VAEConfig
+from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, VAE, WIDTHS, VAEConfig
 from picture import save_grid
 
 WARMUP_STEPS = 500
@@ -44,7 +44,11 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--n_train", type=integer(1, 50_000), default=50_000, help="train on the first so many images")
     parser.add_argument("--arch", choices=ARCHS, default=VAEConfig.arch, help="residual layers or residual convolutions")
     parser.add_argument("--latent_dim", type=integer(1, MAX_LATENT_DIM), default=VAEConfig.latent_dim, help="size of z")
-    parser.add_argument("--width", type=integer(1, MAX_WIDTH), default=VAEConfig.width, help="hidden units or channels")
+    parser.add_argument(
+        "--width",
+        type=integer(1, MAX_WIDTH),
+        help="hidden units (default: {mlp}) or channels (default: {conv})".format(**WIDTHS),
+    )
     parser.add_argument("--n_blocks", type=integer(1, MAX_BLOCKS), default=VAEConfig.n_blocks, help="residual blocks")
     parser.add_argument("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
     parser.add_argument(
@@ -78,6 +82,7 @@ def read_flags() -> tuple[Namespace, dict | None]:
                     f"--{name} is {getattr(args, name)} but the run to resume has {saved[name]}; leave the flag out."
                 )
         args.save_dir = args.save_dir or args.resume.parent
+    args.width = args.width or WIDTHS[args.arch]
     args.save_dir = args.save_dir or new_folder(args)
     if not args.resume and (args.save_dir / "last.pth").exists():
         raise UserError(

@@ -40,9 +40,9 @@ def read_image(path: Path) -> torch.Tensor:
     scale = 20 / max(digit.size)
     smooth = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
     digit = np.asarray(digit.resize([max(1, round(side * scale)) for side in digit.size], smooth))
-    corner = []  # where the digit's centre of mass comes to lie at the centre of the image
+    corner = []  # where the digit's centre of mass comes to lie at pixel (14, 14), as in MNIST
     for axis, side in zip(np.indices(digit.shape), digit.shape, strict=True):
-        corner.append(int(np.clip(round(13.5 - np.average(axis, weights=digit)), 0, 28 - side)))
+        corner.append(int(np.clip(round(14 - np.average(axis, weights=digit)), 0, 28 - side)))
     image = np.zeros((1, 28, 28), dtype=np.uint8)
     (top, left), (height, width) = corner, digit.shape
     image[0, top : top + height, left : left + width] = np.round(digit * (255 / digit.max()))
