@@ -95,7 +95,7 @@ def test_knn_is_a_brute_force_vote():
     for point, label in zip(mu.tolist(), labels.tolist(), strict=True):
         distances = sorted((math.dist(point, other), int(known_labels[j])) for j, other in enumerate(known.tolist()))
         votes = [digit for _, digit in distances[:5]]
-        n_right += max(range(10), key=lambda digit: (votes.count(digit), -digit)) == label  # noqa: B023
+        n_right += max(range(10), key=lambda digit: (votes.count(digit), -digit)) == label
     accuracies = knn_accuracy(mu, labels, known, known_labels, n_draws=3)  # all 1,000 are drawn, in three orders
     torch.testing.assert_close(accuracies, torch.full((3,), n_right / 40, dtype=torch.float64))
 

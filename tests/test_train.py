@@ -15,7 +15,17 @@ from data import DATA_DIR, fixed_binarization, load_mnist
 from loss import bernoulli_nll, kl_divergence
 from model import VAE, VAEConfig
 
-COLUMNS = "epoch,train_recon_loss,train_kld_loss,train_neg_elbo,val_recon_loss,val_kld_loss,val_neg_elbo,lr,seconds".split(",")
+COLUMNS = [
+    "epoch",
+    "train_recon_loss",
+    "train_kld_loss",
+    "train_neg_elbo",
+    "val_recon_loss",
+    "val_kld_loss",
+    "val_neg_elbo",
+    "lr",
+    "seconds",
+]
 
 
 def flags(monkeypatch, tmp_path, *given):
