@@ -74,6 +74,8 @@ def read_flags() -> tuple[Namespace, dict | None]:
         if "training" not in checkpoint:
             raise UserError(f"{args.resume} holds no state to go on from; give the last.pth of the run.")
         saved = checkpoint["args"]
+        if any(name not in args or type(saved[name]) not in (int, type(parser.get_default(name))) for name in saved):
+            raise UserError(f"{args.resume} holds flags that are not of this version of train.py; start a new run.")
         args = parser.parse_args(namespace=Namespace(**saved))
         for name in saved:
             may_grow = name == "n_epochs" and args.n_epochs >= saved[name]
@@ -81,10 +83,14 @@ def read_flags() -> tuple[Namespace, dict | None]:
                 raise UserError(
                     f"--{name} is {getattr(args, name)} but the run to resume has {saved[name]}; leave the flag out."
                 )
-        args.save_dir = args.save_dir or args.resume.parent
+        if args.save_dir and args.save_dir.resolve() != args.resume.parent.resolve():
+            raise UserError(f"--save_dir is {args.save_dir} but the run is in {args.resume.parent}; leave the flag out.")
+        args.save_dir = args.resume.parent
+        if checkpoint["metrics"] and not (args.save_dir / "best.pth").exists():
+            raise UserError(f"{args.save_dir} holds no best.pth; put that of the run beside {args.resume}.")
     args.width = args.width or WIDTHS[args.arch]
     args.save_dir = args.save_dir or new_folder(args)
-    if not args.resume and (args.save_dir / "last.pth").exists():
+    if not args.resume and any((args.save_dir / name).exists() for name in ("last.pth", "best.pth", "metrics.csv")):
         raise UserError(
             f"{args.save_dir} holds a run already; add --resume {args.save_dir / 'last.pth'} or choose another --save_dir."
         )
@@ -157,10 +163,14 @@ def stop_at_divergence(history: Tensor, epoch: int, lr: float) -> None:
     """Raises UserError at the first step whose figures are not finite; the checkpoints on disk are older and good."""
     bad = (~torch.isfinite(history).all(dim=1)).nonzero()
     if len(bad):
-        raise UserError(
-            f"the loss is not finite at epoch {epoch}, step {bad[0].item() + 1} (learning rate {lr:.3g}); "
-            f"the checkpoints of the epochs before are intact, start again with a smaller --lr."
-        )
+        raise diverged(epoch, f"step {bad[0].item() + 1}", lr)
+
+
+def diverged(epoch: int, moment: str, lr: float) -> UserError:
+    return UserError(
+        f"the loss is not finite at epoch {epoch}, {moment} (learning rate {lr:.3g}); "
+        f"the checkpoints of the epochs before are intact, start again with a smaller --lr."
+    )
 
 
 def held_out_figures(model: VAE, images: Tensor, args: Namespace, precision: str) -> dict[str, float]:
@@ -201,8 +211,12 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
     metrics = []
     if checkpoint:
         model.load_state_dict(checkpoint["weights"])
-        optimizer.load_state_dict(checkpoint["training"]["optimizer"])
         metrics = checkpoint["metrics"]
+        try:
+            optimizer.load_state_dict(checkpoint["training"]["optimizer"])
+            [objective(row, args) for row in metrics]
+        except Exception as error:  # whatever a foreign or hostile file provokes
+            raise UserError(f"{args.resume} holds no state to go on from; give the last.pth of the run.") from error
     forward = DistributedDataParallel(model) if world_size > 1 else model
     forward = torch.compile(forward) if args.compile else forward
 
@@ -222,12 +236,16 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
             + f"; writing to {args.save_dir}"
         )
         save_last()  # so that there is something to resume, whenever the run ends
+        if metrics:
+            write_csv(args.save_dir / "metrics.csv", metrics)  # a kill between the two files may have left it behind
 
     for epoch in range(len(metrics) + 1, args.n_epochs + 1):
         start = time.perf_counter()
         trained = train_one_epoch(forward, optimizer, images, args, epoch)
         seconds = time.perf_counter() - start
         held_out = held_out_figures(model, val_images, args, args.precision)
+        if not all(map(math.isfinite, held_out.values())):
+            raise diverged(epoch, "validation", optimizer.param_groups[0]["lr"])
         row = {"epoch": epoch}
         row |= {f"train_{name}": value for name, value in trained.items()}
         row |= {f"val_{name}": value for name, value in held_out.items()}
@@ -236,6 +254,12 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
         is_best = objective(row, args) <= min(objective(r, args) for r in metrics)
         if rank > 0:
             continue
+        with torch.inference_mode():
+            save_grid(torch.sigmoid(model.decode(z)), 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
+        if is_best:
+            save_checkpoint(best_path, model, run_flags, metrics)
+        save_last()  # after the epoch's other files: until it stands, a resumed run repeats the epoch and writes them anew
+        write_csv(args.save_dir / "metrics.csv", metrics)  # from the whole history: no row is lost or doubled
         print(
             f"epoch {epoch:{len(str(args.n_epochs))}}/{args.n_epochs} | train {describe(trained)} | val {describe(held_out)}"
             f" | {seconds:.1f} s, {len(images) / seconds:,.0f} images/s{' | best' if is_best else ''}",
@@ -245,20 +269,16 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
             print(
                 f"warning: the posterior has collapsed (KLD {trained['kld_loss']:.3f} nats): z is unused; raise --recon_weight."
             )
-        if is_best:
-            save_checkpoint(best_path, model, run_flags, metrics)
-        save_last()
-        write_csv(args.save_dir / "metrics.csv", metrics)  # from the whole history: no row is lost or doubled
-        with torch.inference_mode():
-            save_grid(torch.sigmoid(model.decode(z)), 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
 
-    # The best model's test figures.
-    if rank == 0:
-        best, best_checkpoint = load_checkpoint(best_path, args.device)
-        test_images = fixed_binarization(load_mnist(args.data_dir, "test", args.dataset)[0], args.binarize)
-        test = held_out_figures(best, test_images, args, "fp32")
-        print(f"test, {len(test_images):,} images, best epoch {len(best_checkpoint['metrics'])}: {describe(test)}")
-        print(f"wrote {best_path}, {last_path}, {args.save_dir / 'metrics.csv'}, {args.save_dir / 'samples'}")
+
+def print_test_figures(args: Namespace) -> None:
+    """The best model's, on the test images; by one process, once the others have gone."""
+    best_path = args.save_dir / "best.pth"
+    best, checkpoint = load_checkpoint(best_path, args.device)
+    images = fixed_binarization(load_mnist(args.data_dir, "test", args.dataset)[0], args.binarize)
+    test = held_out_figures(best, images, args, "fp32")
+    print(f"test, {len(images):,} images, best epoch {len(checkpoint['metrics'])}: {describe(test)}")
+    print(f"wrote {best_path}, {args.save_dir / 'last.pth'}, {args.save_dir / 'metrics.csv'}, {args.save_dir / 'samples'}")
 
 
 def main() -> None:
@@ -267,8 +287,11 @@ def main() -> None:
         try:
             train(args, checkpoint)
         except (KeyboardInterrupt, cli.Terminated):
-            print(f"\nstopped; go on with: python3 train.py --resume {args.save_dir / 'last.pth'}")
+            if rank == 0 and (args.save_dir / "last.pth").exists():
+                print(f"\nstopped; go on with: python3 train.py --resume {args.save_dir / 'last.pth'}")
             raise
+    if rank == 0:
+        print_test_figures(args)
 
 
 if __name__ == "__main__":
