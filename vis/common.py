@@ -57,7 +57,7 @@ def make_parser(description: str) -> ArgumentParser:
     """A parser with the flags of every figure: --model_params --save_dir --seed --batch_size --data_dir --device."""
     parser = cli.parser(description)
     parser.add_argument("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    parser.add_argument("--save_dir", type=Path, default=Path("figures"), help="folder for the PNG")
+    parser.add_argument("--save_dir", type=Path, default=Path("figures"), help="folder for what it draws")
     cli.add_common_flags(parser, batch_size=1000)
     parser.set_defaults(precision="fp32")
     return parser
