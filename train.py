@@ -57,7 +57,7 @@ def make_parser() -> ArgumentParser:
         default=600.0,
         help="784 with bce is the exact -ELBO; other weights are a beta of 784 / recon_weight",
     )
-    parser.add_argument("--n_epochs", type=integer(1, 1_000_000), default=18, help="epochs in all, resumed ones included")
+    parser.add_argument("--n_epochs", type=integer(1, 1_000_000), default=16, help="epochs in all, resumed ones included")
     parser.add_argument("--lr", type=number(1e-12, 1e3), default=1e-3, help="peak: after a warm-up, falls to 0 as a cosine")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     parser.add_argument("--save_dir", type=Path, default=None, help="folder of the run; default: a new one in ./runs")
