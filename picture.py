@@ -15,9 +15,10 @@ def tile(images: Tensor, n_columns: int) -> Tensor:
     return images.view(n_rows, n_columns, height, width).transpose(1, 2).reshape(n_rows * height, n_columns * width)
 
 
-def save_grid(images: Tensor, n_columns: int, path: Path) -> None:
+def save_grid(images: Tensor, n_columns: int, path: str | Path) -> None:
     """Writes images (N, 1, 28, 28) in [0, 1] as one grey PNG, white strokes on black. Raises UserError."""
-    grey = tile(images, n_columns).mul(255).round().byte().cpu().numpy()
+    path = Path(path)
+    grey = tile(images.detach(), n_columns).mul(255).round().byte().cpu().numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grey).save(path)

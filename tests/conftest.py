@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]

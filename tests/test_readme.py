@@ -4,10 +4,11 @@ import argparse
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ENVIRONMENT, ROOT, run_script
 from PIL import Image
 
 import train
@@ -61,6 +62,17 @@ def test_every_figure_is_drawn_from_another_folder(command, tmp_path):
     figure = tmp_path / done.stdout.splitlines()[0]
     assert figure.stat().st_size > 5_000
     assert figure.parent == tmp_path / "figures"
+
+
+def test_the_python_example_writes_a_reconstruction(tmp_path):
+    Image.open(ROOT / "pretrained" / "figures" / "samples.png").crop((180, 180, 300, 300)).save(tmp_path / "my_digit.png")
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = code.replace('load("."', f'load("{ROOT}"')
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "my_reconstruction.png").size == (28, 28)
 
 
 def test_evaluate_prints_the_readmes_figures(tmp_path):

@@ -116,7 +116,7 @@ def test_every_figure_of_a_model_twice_with_the_same_bytes(tiny_run, tmp_path):
         done = run_script("vis/all.py", "--model_params", tiny_run / "best.pth", "--save_dir", folder, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == len(done.stdout.split()) == 9
+    assert len(files) == len(done.stdout.split()) == 10
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 

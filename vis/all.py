@@ -26,13 +26,17 @@ FIGURES = (
 
 def main() -> None:
     parser = make_parser("Draws every figure of a model; each prints its path.")
-    parser.parse_args()  # a wrong flag ends here, before the first figure
-    flags, codes = sys.argv[1:], []
-    for figure in FIGURES:
-        name, *own_flags = figure.split()
-        sys.argv = [name, *own_flags, *flags]
+    args = parser.parse_args()  # a wrong flag ends here, before the first figure
+    own_flags = sys.argv[1:]
+    commands = [[*figure.split(), *own_flags] for figure in FIGURES]
+    for metrics in (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv")):
+        if metrics.is_file():  # of the run, beside its model
+            commands.append(["curves", "--metrics", str(metrics), "--save_dir", str(args.save_dir)])
+    codes = []
+    for command in commands:
+        sys.argv = command
         try:
-            runpy.run_path(str(Path(__file__).with_name(name) / "main.py"), run_name="__main__")
+            runpy.run_path(str(Path(__file__).with_name(command[0]) / "main.py"), run_name="__main__")
         except SystemExit as stopped:  # it has printed why
             codes.append(stopped.code)
     sys.exit(max(codes, default=0))

@@ -33,7 +33,7 @@ def read_image(path: Path) -> torch.Tensor:
     if background > 127:  # dark on light
         grey, background = 255 - grey, 255 - background
     grey = (grey - background).clip(0)
-    rows, columns = np.nonzero(grey > 0.2 * grey.max())
+    rows, columns = np.nonzero(grey > 0.1 * grey.max())
     if not len(rows):
         raise UserError(f"{path} shows nothing but its background; give a picture of a digit.")
     digit = Image.fromarray(grey[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
