@@ -31,7 +31,7 @@ from model import VAE
 NOISE_SEED = 0  # of the posterior draws, the same for every model and run
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 COLLAPSED_KL = 0.01  # nats: a dimension below it says next to nothing about x
-GRID_LIMIT = 6.5  # the quadrature covers z in [-6.5, 6.5]^2; the prior mass outside is below 2e-10
+GRID_LIMIT = 6.5  # the quadrature covers u in [-6.5, 6.5]^2; the prior mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: the grid is fine enough when halving its step moves the mean by less
 COARSEST_GRID, FINEST_GRID = 512, 2048  # points along each axis
 N_LABELLED, N_NEIGHBOURS = 1000, 5
@@ -42,8 +42,8 @@ SMALL_GAP = 0.1  # nats that an importance-sampled NLL at K = 5000 may lie above
 def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, precision: str, batch_size: int) -> dict:
     """The ELBO's terms for images (N, 1, 28, 28) uint8, with z = mu + std * eps for the given eps (N, L).
 
-    Returns float64 tensors on the CPU: `recon` (N,) = -log p(x|z) and `kl` (N, L) in nats, so that -ELBO is
-    recon + kl.sum(dim=1); `squared_error` (N,); `mu` and `logvar` (N, L). Only their rounding depends on `batch_size`.
+    Returns float64 tensors on the CPU: `recon` (N,) = -log p(x|z) and `kl` (N,) in nats, whose sum is -ELBO;
+    `squared_error` (N,); `mu` and `logvar` (N, L). Only their rounding depends on `batch_size`.
     """
     model.eval()
     terms = {"recon": [], "kl": [], "squared_error": [], "mu": [], "logvar": []}
@@ -51,12 +51,24 @@ def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, pr
         x = to_float(chunk, device)  # (B, 1, 28, 28)
         with cli.autocast(precision, device):
             logits, mu, logvar = model(x, noise.to(device))
+        z = model.reparameterize(mu, logvar, noise.to(device))
         terms["recon"].append(bernoulli_nll(logits, x))
-        terms["kl"].append(kl_per_dimension(mu, logvar))
+        terms["kl"].append(model.prior.kl(mu, logvar, z))
         terms["squared_error"].append(squared_error(logits, x))
         terms["mu"].append(mu)
         terms["logvar"].append(logvar)
     return {name: torch.cat(parts).double().cpu() for name, parts in terms.items()}
+
+
+def kl_of_dimensions(mu: Tensor, logvar: Tensor, prior: str) -> Tensor:
+    """How much each dimension says about the image, nats: (N, L) twice -> (L,) means of the KL from N(0, 1).
+
+    A flow has no such term for one dimension; there the Gaussian is that of the aggregate posterior's mean and variance.
+    """
+    if prior == "flow":
+        centre, variance = mu.mean(dim=0), mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)
+        mu, logvar = (mu - centre) / variance.sqrt(), logvar - variance.log()
+    return kl_per_dimension(mu, logvar).mean(dim=0)
 
 
 def posterior_noise(n: int, latent_dim: int) -> Tensor:
@@ -81,7 +93,7 @@ def importance_weighted_nll(
             mu, logvar = model.encode(x)  # (B, L)
         eps = [torch.randn(n_samples, mu.shape[1], generator=cli.rng(NOISE_SEED, i * n_together + j)) for j in range(len(x))]
         z = model.reparameterize(mu[:, None], logvar[:, None], torch.stack(eps).to(device))  # (B, K, L)
-        log_w = standard_normal_log_prob(z) - gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
+        log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
         for part in torch.arange(n_samples).split(batch_size):
             with cli.autocast(precision, device):
                 logits = model.decode(z[:, part].flatten(0, 1))  # (B * K, 1, 28, 28)
@@ -92,9 +104,10 @@ def importance_weighted_nll(
 
 @torch.inference_mode()
 def exact_nll(model: VAE, images: Tensor, n_grid: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """-log p(x) by the trapezoidal rule over a grid of z in two dimensions; it needs no encoder. Nats, (N,) float64.
+    """-log p(x) by the trapezoidal rule over a grid in two dimensions; it needs no encoder. Nats, (N,) float64.
 
-    Returns the values for `n_grid` (even) points along each axis, and for half as many.
+    The grid is one of u ~ N(0, I), of which the prior makes z. Returns the values for `n_grid` (even) points along each
+    axis, and for half as many.
     log p(x|z) for all images and a row of grid points is one matrix product: x . logits - sum of softplus(logits).
     """
     x = to_float(images, device).flatten(1)  # (N, 784)
@@ -102,9 +115,9 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int, device: torch.device) -> 
     fine = torch.full((len(x),), -math.inf, dtype=torch.float64, device=device)
     coarse = fine.clone()
     for row in tqdm(range(n_grid), desc=f"quadrature, {n_grid} x {n_grid}", leave=False, disable=None):
-        z = torch.stack((axis[row].expand(n_grid), axis), dim=1)  # (G, 2)
-        logits = model.decode(z).flatten(1)  # (G, 784)
-        log_joint = x @ logits.T + (standard_normal_log_prob(z) - F.softplus(logits).sum(dim=1))  # (N, G)
+        u = torch.stack((axis[row].expand(n_grid), axis), dim=1)  # (G, 2)
+        logits = model.decode(model.prior.from_normal(u)).flatten(1)  # (G, 784)
+        log_joint = x @ logits.T + (standard_normal_log_prob(u) - F.softplus(logits).sum(dim=1))  # (N, G)
         fine = torch.logaddexp(fine, log_joint.logsumexp(dim=1).double())
         if row % 2 == 0:
             coarse = torch.logaddexp(coarse, log_joint[:, ::2].logsumexp(dim=1).double())
@@ -160,16 +173,15 @@ def evaluate(args: Namespace) -> dict:
     eps = posterior_noise(len(grey), latent_dim)[order]
 
     terms = elbo_terms(model, images, eps, device, precision, args.batch_size)
-    kl_of_dimension = terms["kl"].mean(dim=0)  # (L,)
     result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split, "binarize": mode}
-    result |= {"n_images": len(images), "latent_dim": latent_dim, "precision": precision}
+    result |= {"n_images": len(images), "latent_dim": latent_dim, "prior": model.config.prior, "precision": precision}
 
     def add(name, values):
         result[name], result[f"{name}_stderr"] = mean_and_error(name, values)
 
     add("recon", terms["recon"])
-    add("kl", terms["kl"].sum(dim=1))
-    add("neg_elbo", terms["recon"] + terms["kl"].sum(dim=1))
+    add("kl", terms["kl"])
+    add("neg_elbo", terms["recon"] + terms["kl"])
     nll = importance_weighted_nll(model, images, args.n_importance_samples, device, precision, args.batch_size)
     add("nll", nll)
     result["n_importance_samples"] = args.n_importance_samples
@@ -179,7 +191,7 @@ def evaluate(args: Namespace) -> dict:
         add("exact_nll", exact)
         add("nll_above_exact", nll - exact)
     result["active_units"] = int((terms["mu"].var(dim=0, correction=0) > ACTIVE_VARIANCE).sum())
-    result["kl_of_dimension"] = kl_of_dimension.tolist()
+    result["kl_of_dimension"] = kl_of_dimensions(terms["mu"], terms["logvar"], model.config.prior).tolist()
 
     train_grey, train_labels = load_mnist(args.data_dir, "train", dataset)
     train_images = fixed_binarization(train_grey, mode)

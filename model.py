@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from prior import FlowPrior, NormalPrior
+
 ARCHS = ("mlp", "conv")
+PRIORS = ("normal", "flow")
 WIDTHS = {"mlp": 512, "conv": 64}  # the default of each
 IMAGE_SHAPE = (1, 28, 28)
 N_PIXELS = 784
@@ -26,15 +29,19 @@ class VAEConfig:
     latent_dim: int = 2  # L
     width: int = 512  # hidden units of "mlp", channels of "conv"
     n_blocks: int = 3  # residual blocks in the decoder; the encoder has one less in "mlp", as many in "conv"
+    prior: str = "normal"  # a "flow" is learned; it needs two dimensions
 
     def __post_init__(self):
-        if self.arch not in ARCHS:
-            raise ValueError(f"arch must be one of {', '.join(ARCHS)}, not {self.arch!r}")
+        for name, choices in {"arch": ARCHS, "prior": PRIORS}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
         limits = {"latent_dim": MAX_LATENT_DIM, "width": MAX_WIDTH, "n_blocks": MAX_BLOCKS}
         for name, limit in limits.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
                 raise ValueError(f"{name} must be a whole number from 1 to {limit}, not {value!r}")
+        if self.prior == "flow" and self.latent_dim < 2:
+            raise ValueError("latent_dim must be at least 2 with a flow for a prior, not 1")
 
 
 class Linear(nn.Linear):
@@ -74,6 +81,20 @@ def conv_blocks(width: int, n: int) -> list[nn.Module]:
     return [Residual(nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)) for _ in range(n)]
 
 
+class Shortcut(nn.Module):
+    """Fully connected layers beside one linear map: x W + b + f(x), where f starts at zero. (B, n_in) -> (B, n_out)."""
+
+    def __init__(self, n_in: int, hidden: int, n_out: int):
+        super().__init__()
+        self.linear = Linear(n_in, n_out)
+        last = Linear(hidden, n_out, bias=False)
+        nn.init.zeros_(last.weight)
+        self.f = nn.Sequential(Linear(n_in, hidden), *linear_blocks(hidden, 1), nn.SiLU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.f(x)
+
+
 class Encoder(nn.Sequential):
     """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu beside the logit of the variance."""
 
@@ -86,7 +107,7 @@ class Encoder(nn.Sequential):
         else:
             layers = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]  # (B, 16, 7, 7), (B, width, 7, 7)
             layers += conv_blocks(width, config.n_blocks)
-            layers += [nn.SiLU(), nn.Flatten(), Linear(width * 49, head)]
+            layers += [nn.SiLU(), nn.Flatten(), Shortcut(49 * width, 8 * width, head)]
         super().__init__(*layers)
 
 
@@ -99,7 +120,7 @@ class Decoder(nn.Sequential):
             layers = [Linear(latent_dim, width), *linear_blocks(width, config.n_blocks)]  # (B, width)
             layers += [nn.SiLU(), Linear(width, N_PIXELS, bias=False)]
         else:
-            layers = [Linear(latent_dim, width * 49), nn.Unflatten(1, (width, 7, 7))]  # (B, width, 7, 7)
+            layers = [Shortcut(latent_dim, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]  # (B, width, 7, 7)
             layers += conv_blocks(width, config.n_blocks)
             layers += [nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1, bias=False), nn.PixelShuffle(4)]
         super().__init__(*layers)
@@ -116,6 +137,7 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.prior = FlowPrior(config.latent_dim) if config.prior == "flow" else NormalPrior()
         bias = torch.zeros(IMAGE_SHAPE) if mean_image is None else torch.logit(mean_image, eps=1e-3)
         self.output_bias = nn.Parameter(bias)  # (1, 28, 28)
         self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
@@ -149,5 +171,5 @@ class VAE(nn.Module):
     @torch.inference_mode()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n draws z ~ p(z), decoded to the pixels' means: (n, 1, 28, 28) in [0, 1]."""
-        z = torch.randn(n, self.config.latent_dim, generator=generator, device=self.output_bias.device)
-        return torch.sigmoid(self.decode(z))
+        u = torch.randn(n, self.config.latent_dim, generator=generator, device=self.output_bias.device)
+        return torch.sigmoid(self.decode(self.prior.from_normal(u)))

@@ -9,6 +9,7 @@ import math
 import time
 from argparse import ArgumentParser, Namespace
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ from checkpoint import load_checkpoint, locked_folder, save_checkpoint, write_cs
 from data import BINARIZE, DATASETS, batches, fixed_binarization, load_mnist
 from errors import UserError
 from evaluate import elbo_terms, posterior_noise
-from loss import bernoulli_nll, kl_divergence, squared_error
-from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, VAE, WIDTHS, VAEConfig
+from loss import bernoulli_nll, squared_error
+from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, PRIORS, VAE, WIDTHS, VAEConfig
 from picture import save_grid
 
 WARMUP_STEPS = 500
@@ -50,6 +51,7 @@ def make_parser() -> ArgumentParser:
         help="hidden units (default: {mlp}) or channels (default: {conv})".format(**WIDTHS),
     )
     parser.add_argument("--n_blocks", type=integer(1, MAX_BLOCKS), default=VAEConfig.n_blocks, help="residual blocks")
+    parser.add_argument("--prior", choices=PRIORS, default=VAEConfig.prior, help="standard normal, or a RealNVP flow")
     parser.add_argument("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
     parser.add_argument(
         "--recon_weight",
@@ -89,6 +91,7 @@ def read_flags() -> tuple[Namespace, dict | None]:
         if checkpoint["metrics"] and not (args.save_dir / "best.pth").exists():
             raise UserError(f"{args.save_dir} holds no best.pth; put that of the run beside {args.resume}.")
     args.width = args.width or WIDTHS[args.arch]
+    read_config(args)
     args.save_dir = args.save_dir or new_folder(args)
     if not args.resume and any((args.save_dir / name).exists() for name in ("last.pth", "best.pth", "metrics.csv")):
         raise UserError(
@@ -97,6 +100,14 @@ def read_flags() -> tuple[Namespace, dict | None]:
     args.device = cli.pick_device(args.device)
     args.precision = cli.pick_precision(args.precision, args.device)
     return args, checkpoint
+
+
+def read_config(args: Namespace) -> VAEConfig:
+    """The model that the flags describe. Raises UserError."""
+    try:
+        return VAEConfig(**{field.name: getattr(args, field.name) for field in fields(VAEConfig)})
+    except ValueError as error:
+        raise UserError(f"{error}; change the flags.") from error
 
 
 def new_folder(args: Namespace) -> Path:
@@ -113,8 +124,10 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
     return peak * warmup * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
-def train_one_epoch(forward, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int) -> dict[str, float]:
+def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int) -> dict[str, float]:
     """One pass over `images` (N, 1, 28, 28) uint8 in a new order; returns the epoch's means over its images.
+
+    `forward` is the model, or what DistributedDataParallel or torch.compile made of it.
 
     All randomness is a function of (seed, epoch, rank), so a resumed run repeats an epoch bit for bit.
     Raises UserError if the loss is not finite.
@@ -139,7 +152,7 @@ def train_one_epoch(forward, optimizer: AdamW, images: Tensor, args: Namespace, 
             logits, mu, logvar = forward(x, eps)  # (B, 1, 28, 28), (B, L), (B, L)
         nll = bernoulli_nll(logits, x)  # (B,)
         recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (B,)
-        kl = kl_divergence(mu, logvar)  # (B,)
+        kl = model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, eps))  # (B,)
         loss = args.recon_weight * recon.mean() / N_PIXELS + kl.mean()
 
         optimizer.zero_grad()
@@ -205,8 +218,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
 
     # Model and optimizer, new or as they were.
     torch.manual_seed(args.seed)
-    config = VAEConfig(args.arch, args.latent_dim, args.width, args.n_blocks)
-    model = VAE(config, mean_image=images.float().mean(dim=0) / 255).to(args.device)
+    model = VAE(read_config(args), mean_image=images.float().mean(dim=0) / 255).to(args.device)
     optimizer = AdamW(model.parameters(), lr=args.lr, fused=True)
     metrics = []
     if checkpoint:
@@ -222,7 +234,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
 
     # What every checkpoint says of the run.
     run_flags = {k: v for k, v in vars(args).items() if k not in NOT_OF_THE_RUN}
-    z = torch.randn(N_SAMPLES, args.latent_dim, generator=cli.rng(args.seed)).to(args.device)
+    u = torch.randn(N_SAMPLES, args.latent_dim, generator=cli.rng(args.seed)).to(args.device)
 
     def save_last():
         save_checkpoint(last_path, model, run_flags, metrics, training={"optimizer": optimizer.state_dict()})
@@ -241,7 +253,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
 
     for epoch in range(len(metrics) + 1, args.n_epochs + 1):
         start = time.perf_counter()
-        trained = train_one_epoch(forward, optimizer, images, args, epoch)
+        trained = train_one_epoch(model, forward, optimizer, images, args, epoch)
         seconds = time.perf_counter() - start
         held_out = held_out_figures(model, val_images, args, args.precision)
         if not all(map(math.isfinite, held_out.values())):
@@ -255,7 +267,8 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
         if rank > 0:
             continue
         with torch.inference_mode():
-            save_grid(torch.sigmoid(model.decode(z)), 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
+            samples = torch.sigmoid(model.decode(model.prior.from_normal(u)))
+        save_grid(samples, 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
         if is_best:
             save_checkpoint(best_path, model, run_flags, metrics)
         save_last()  # after the epoch's other files: until it stands, a resumed run repeats the epoch and writes them anew

@@ -52,7 +52,7 @@ def our_epoch(model: VAE, images: torch.Tensor, args: Namespace) -> float:
     args = Namespace(**vars(args), latent_dim=model.config.latent_dim)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     start = time.perf_counter()
-    train_one_epoch(model, optimizer, images, args, epoch=1)
+    train_one_epoch(model, model, optimizer, images, args, epoch=1)
     return time.perf_counter() - start
 
 

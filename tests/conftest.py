@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
 import pytest
+import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--n_train", "256", "--width", "16", "--n_blocks", "1", "--precision", "fp32", "--device", "cpu")
@@ -79,6 +81,18 @@ def one_sentence(stderr: str) -> str:
     assert lines[0].startswith("error: "), stderr
     assert lines[0].endswith("."), stderr
     return lines[0]
+
+
+def liven(prior: nn.Module) -> nn.Module:
+    """Gives a flow random weights: a new one is the standard normal, whatever is wrong with it."""
+    torch.manual_seed(7)
+    for coupling in prior.couplings:
+        *hidden, last = (layer for layer in coupling.net if isinstance(layer, nn.Linear))
+        for layer in hidden:
+            layer.reset_parameters()
+        nn.init.normal_(last.weight, std=0.06)
+        nn.init.normal_(last.bias, std=0.3)
+    return prior
 
 
 class Trainer:

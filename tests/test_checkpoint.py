@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, one_sentence, run_script
+from conftest import TINY, liven, one_sentence, run_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -64,6 +64,17 @@ def test_a_checkpoint_is_what_was_saved(tmp_path):
         assert "training" not in content
 
 
+def test_a_checkpoint_keeps_its_flow(tmp_path):
+    model = VAE(VAEConfig(latent_dim=3, width=8, prior="flow"))
+    liven(model.prior)
+    save_checkpoint(tmp_path / "a.pth", model, FLAGS, [])
+    loaded, _ = load_checkpoint(tmp_path / "a.pth")
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert loaded.config == model.config
+    assert loaded.prior.state_dict().keys() == model.prior.state_dict().keys()
+    assert torch.equal(loaded.prior.log_prob(z), model.prior.log_prob(z))
+
+
 class RunsCode:
     """Unpickled without care, it leaves a file behind."""
 
@@ -102,6 +113,7 @@ FOREIGN = {
     "width 0": lambda c: c | dict(config=c["config"] | {"width": 0}),
     "width in text": lambda c: c | dict(config=c["config"] | {"width": "1"}),
     "unknown arch": lambda c: c | dict(config=c["config"] | {"arch": "transformer"}),
+    "unknown prior": lambda c: c | dict(config=c["config"] | {"prior": "gamma"}),
     "unknown config": lambda c: c | dict(config=c["config"] | {"depth": 1}),
     "nan": lambda c: c | dict(weights=c["weights"] | {"output_bias": torch.full((1, 28, 28), float("nan"))}),
     "inf": lambda c: c | dict(weights=c["weights"] | {"output_bias": torch.full((1, 28, 28), float("inf"))}),

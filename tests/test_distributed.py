@@ -49,10 +49,10 @@ finally:
 FLAGS = (*TINY, "--n_epochs", "2", "--batch_size", "64", "--save_dir", "run")
 
 
-def torchrun(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+def torchrun(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
     """`torchrun --nproc_per_node=2 train.py`, with the few lines of WORKER around train.py's main."""
     (folder / "worker.py").write_text(WORKER)
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "worker.py", *FLAGS)
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "worker.py", *FLAGS, *flags)
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -64,8 +64,9 @@ def torchrun(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_train_one_model(tmp_path):
-    done = torchrun(tmp_path)
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_two_processes_train_one_model(tmp_path, prior):
+    done = torchrun(tmp_path, "--prior", prior)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
 
@@ -78,7 +79,8 @@ def test_two_processes_train_one_model(tmp_path):
     # One process finds the same validation figures for the same weights.
     model, checkpoint = load_checkpoint(tmp_path / "run" / "last.pth")
     assert {name: tensor.tolist() for name, tensor in checkpoint["weights"].items()} == second["weights"]
-    args = make_parser().parse_args(TINY)
+    assert all(tensor.any() for name, tensor in checkpoint["weights"].items() if name.startswith("prior."))  # it has learned
+    args = make_parser().parse_args([*TINY, "--prior", prior])
     args.device = torch.device("cpu")
     images, _ = load_mnist(DATA_DIR, "val")
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:

@@ -38,6 +38,15 @@ def lively(**config) -> VAE:
     return model
 
 
+def with_flow(**config) -> VAE:
+    """A lively model whose prior is far from the standard normal, yet smooth enough for an estimate from few draws."""
+    model = lively(prior="flow", **config)
+    for coupling in model.prior.couplings:
+        coupling.net[-1].weight.data *= 0.3
+        nn.init.normal_(coupling.net[-1].bias, std=0.5)
+    return model
+
+
 def write_page(folder, monkeypatch, model: VAE, n_images: int = N_IMAGES):
     save_checkpoint(folder / "model.pth", model, {"dataset": "MNIST", "binarize": "none"}, [])
     flags = ["--model_params", folder / "model.pth", "--save_dir", folder / "out", "--n_images", n_images, "--device", "cpu"]
@@ -87,6 +96,8 @@ def written(tmp_path_factory):
     models = {
         "mlp": lively(width=30, n_blocks=2),
         "conv": lively(arch="conv", latent_dim=5, width=6, n_blocks=1),
+        "flow": with_flow(width=30, n_blocks=2),
+        "flow_3d": with_flow(latent_dim=3, width=30, n_blocks=1),  # its halves differ in size
     }
     with pytest.MonkeyPatch.context() as patch:
         return {name: (model, write_page(tmp_path_factory.mktemp(name), patch, model)) for name, model in models.items()}
@@ -127,13 +138,14 @@ def test_the_default_model_fits_into_the_page_and_answers_within_a_frame(tmp_pat
     assert sorted(times)[len(times) // 4] < 16  # a quarter of them: other processes take their share of this machine
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "flow_3d"])
 def test_the_decoder_is_the_models_own_wherever_the_map_can_go(name, open_page, written):
     model, page = written[name][0], open_page(name)
     reach, plane = page.evaluate("[explorer.content.reach, explorer.content.plane]")
     z = (2 * torch.rand(100, model.config.latent_dim, generator=torch.Generator().manual_seed(1)) - 1) * reach
     z[:, plane] *= explorer.FARTHEST
     z[:4, plane] = torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]) * reach * explorer.FARTHEST
+    z += torch.tensor(page.evaluate("explorer.content.centre"))
     shown = torch.tensor(page.evaluate("zs => zs.map((z) => [...explorer.decode(z)])", z.tolist())).view(-1, 28, 28)
     truth = decoded(model, z)
     assert truth.std(dim=0).mean() > 0.05  # or the comparison would say little
@@ -183,6 +195,36 @@ def test_hovering_a_point_shows_its_image_and_its_nats(open_page, written):
     assert (canvas(page, "#reconstruction") - decoded(model, mu)[0]).abs().max() <= TOLERANCE
     assert state(page, "[s.subject.recon, s.subject.kl]") == pytest.approx([recon, kl], rel=0.01, abs=0.02)
     assert page.locator("#kl").inner_text() == f"{state(page, 's.subject.kl'):.1f} nats"
+
+
+@pytest.mark.parametrize("name", ["flow", "flow_3d"])
+def test_with_a_flow_the_kl_is_an_estimate_under_that_prior(name, open_page, written):
+    model, page = written[name][0], open_page(name)
+    latent_dim = model.config.latent_dim
+    x = to_float(load_mnist(DATA_DIR, "test")[0][:10], torch.device("cpu"))
+    with torch.inference_mode():
+        mu, logvar = (part[:, None] for part in model.encode(x))  # (10, 1, L)
+
+        def estimate(eps):  # (10,)
+            return model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, eps)).mean(dim=1)
+
+        truth = estimate(torch.randn(10, 20_000, latent_dim, generator=torch.Generator().manual_seed(1)))
+        same_draws = estimate(explorer.fixed_eps(explorer.N_DRAWS, latent_dim))
+        centre = model.prior.from_normal(torch.zeros(latent_dim))
+    shown = torch.tensor(page.evaluate("[...Array(10).keys()].map((i) => explorer.testImage(i).kl)"))
+    assert torch.allclose(shown, same_draws, rtol=0.005, atol=0.01)
+    tolerance = 0.1 if name == "flow" else 1.0  # one draw's spread is 0.9 nats in two dimensions, 5 in these three
+    assert (shown - truth).abs().max() < tolerance
+    assert (kl_divergence(mu[:, 0], logvar[:, 0]) - truth).abs().min() > 1.5 * tolerance  # the closed form would not do
+    assert page.locator("#kl-name").get_attribute("title").endswith("an estimate from 64 draws of z")
+    recon, kl = state(page, "[s.subject.recon, s.subject.kl]")
+    assert page.locator("#kl").inner_text() == f"{kl:.1f} nats"
+    assert page.locator("#sum").inner_text() == f"{recon + kl:.1f} nats"
+    plane = page.evaluate("explorer.content.plane")  # the map and the sliders begin in the middle of this prior
+    assert page.evaluate("[explorer.view.x, explorer.view.y]") == pytest.approx(centre[plane].tolist(), abs=1e-5)
+    for d, slider in zip(page.evaluate("explorer.content.sliders"), page.locator("#sliders input").all(), strict=True):
+        low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
+        assert (low + high) / 2 == pytest.approx(centre[d].item(), abs=1e-5)
 
 
 def test_the_legend_switches_digits_off(open_page):

@@ -75,7 +75,9 @@ def test_a_new_model_decodes_to_the_mean_image_and_its_blocks_do_nothing(arch):
     torch.testing.assert_close(pixels, mean_image.expand(2, 1, 28, 28))
     for block in model.decoder:
         if type(block).__name__ == "Residual":
-            h = torch.randn(2, *((16,) if arch == "mlp" else (8, 7, 7)), generator=RNG)
+            last = block.f[-1]
+            shape = (last.out_features,) if isinstance(last, Linear) else (last.out_channels, 7, 7)
+            h = torch.randn(2, *shape, generator=RNG)
             torch.testing.assert_close(block(h), h)
 
 
@@ -97,7 +99,17 @@ def test_sample_is_seeded_and_in_the_unit_interval(model):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"arch": "rnn"}, {"latent_dim": 0}, {"width": -1}, {"n_blocks": 2.5}, {"latent_dim": 10**9}, {"width": True}]
+    "bad",
+    [
+        {"arch": "rnn"},
+        {"prior": "gamma"},
+        {"prior": None},
+        {"latent_dim": 0},
+        {"width": -1},
+        {"n_blocks": 2.5},
+        {"latent_dim": 10**9},
+        {"width": True},
+    ],
 )
 def test_a_bad_config_is_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, liven
+from torch.distributions import Normal
 
 import cli
 import train
@@ -58,15 +59,17 @@ def test_training_on_512_digits_lowers_the_loss(monkeypatch, tmp_path, digits, a
 
     before = loss_now()
     for epoch in range(1, 9):
-        train.train_one_epoch(model, optimizer, digits, args, epoch)
+        train.train_one_epoch(model, model, optimizer, digits, args, epoch)
     assert loss_now() < 0.95 * before
 
 
-@pytest.mark.parametrize("binarize", ["none", "dynamic"])
-def test_held_out_figures_are_a_plain_loop_over_the_images(monkeypatch, tmp_path, digits, binarize):
-    args = flags(monkeypatch, tmp_path, "--latent_dim", "3")
+@pytest.mark.parametrize(("prior", "binarize"), [("normal", "none"), ("normal", "dynamic"), ("flow", "dynamic")])
+def test_held_out_figures_are_a_plain_loop_over_the_images(monkeypatch, tmp_path, digits, prior, binarize):
+    args = flags(monkeypatch, tmp_path, "--latent_dim", "3", "--prior", prior)
     torch.manual_seed(0)
-    model = VAE(VAEConfig("mlp", 3, 16, 2))
+    model = VAE(VAEConfig("mlp", 3, 16, 2, prior))
+    if prior == "flow":
+        liven(model.prior)
     images = fixed_binarization(digits[:50], binarize)
     eps = train.posterior_noise(50, 3)
     nll, kl = 0.0, 0.0
@@ -75,7 +78,12 @@ def test_held_out_figures_are_a_plain_loop_over_the_images(monkeypatch, tmp_path
             x = images[i : i + 1] / 255
             logits, mu, logvar = model(x, eps[i : i + 1])
             nll += bernoulli_nll(logits, x).item() / 50
-            kl += kl_divergence(mu, logvar).item() / 50
+            if prior == "normal":
+                kl += kl_divergence(mu, logvar).item() / 50
+            else:
+                posterior = Normal(mu, torch.exp(0.5 * logvar))
+                z = posterior.mean + posterior.stddev * eps[i : i + 1]
+                kl += (posterior.log_prob(z).sum() - model.prior.log_prob(z)).item() / 50
     figures = train.held_out_figures(model, images, args, "fp32")
     assert figures["neg_elbo"] == pytest.approx(nll + kl, rel=1e-5)
     assert figures["kld_loss"] == pytest.approx(kl, rel=1e-5)
@@ -87,7 +95,7 @@ def test_the_training_figures_average_over_images_the_smaller_last_batch_too(mon
     args = flags(monkeypatch, tmp_path, "--lr", "1e-12", "--recon_loss", "mse")
     model = VAE(VAEConfig("mlp", 2, 16, 1), digits.float().mean(dim=0) / 255)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, weight_decay=0.0, fused=True)
-    trained = train.train_one_epoch(model, optimizer, digits[:300], args, 1)
+    trained = train.train_one_epoch(model, model, optimizer, digits[:300], args, 1)
     held_out = train.held_out_figures(model, digits[:300], args, "fp32")
     assert trained["kld_loss"] == pytest.approx(held_out["kld_loss"], rel=0.01)
     assert trained["recon_loss"] == pytest.approx(held_out["recon_loss"], rel=0.01)
@@ -104,8 +112,9 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     assert rates[-1] < 1e-6
 
 
-def test_a_run_stopped_after_2_of_4_epochs_and_resumed_is_the_uninterrupted_one(trainer, tmp_path):
-    run = (*TINY, "--binarize", "dynamic", "--n_epochs", "4")
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_a_run_stopped_after_2_of_4_epochs_and_resumed_is_the_uninterrupted_one(trainer, tmp_path, prior):
+    run = (*TINY, "--binarize", "dynamic", "--n_epochs", "4", "--prior", prior, "--latent_dim", "4")
     whole = trainer(tmp_path, *run, "--save_dir", "whole")
     assert whole.returncode == 0, whole.stderr
     stopped = trainer(tmp_path, *run, "--save_dir", "parts", signal_number=signal.SIGINT, once="epoch 2/4")
@@ -116,6 +125,9 @@ def test_a_run_stopped_after_2_of_4_epochs_and_resumed_is_the_uninterrupted_one(
     for name in ("best.pth", "last.pth"):
         ours, theirs = (load_checkpoint(tmp_path / folder / name)[1]["weights"] for folder in ("whole", "parts"))
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    learned = [name for name in ours if name.startswith("prior.")]
+    assert bool(learned) == (prior == "flow")
+    assert all(ours[name].any() for name in learned)  # the last layers start at zero
     ours, theirs = (rows(tmp_path / folder / "metrics.csv") for folder in ("whole", "parts"))
     assert [row | {"seconds": 0} for row in ours] == [row | {"seconds": 0} for row in theirs]
 

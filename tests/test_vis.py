@@ -5,11 +5,13 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from conftest import one_sentence, run_script
+from conftest import liven, one_sentence, run_script
 from PIL import Image
 
+from checkpoint import save_checkpoint
 from data import DATA_DIR, load_mnist
 from errors import UserError
+from model import VAE, VAEConfig
 from picture import save_grid, tile
 
 common = importlib.import_module("vis.common")
@@ -55,6 +57,25 @@ def test_the_drawn_manifold_has_the_decoded_top_left_corner_at_its_top_left(monk
     torch.testing.assert_close(drawn["images"][0], top_left)
     torch.testing.assert_close(drawn["images"][-1], bottom_right)
     assert drawn["extent"] == pytest.approx((-3.625, 2.625, -3.625, 2.625))  # cells are centred on their z
+
+
+def test_the_quantiles_of_a_flow_go_through_it(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    model = VAE(VAEConfig("mlp", 2, 16, 1, "flow")).eval()
+    liven(model.prior)
+    save_checkpoint(tmp_path / "flow.pth", model, {"dataset": "MNIST", "binarize": "none"}, [])
+    drawn = {}
+    monkeypatch.setattr(decoder_output, "show_images", lambda axes, images, n, extent: drawn.update(images=images))
+    flags = ["--model_params", "flow.pth", "--quantile", "--n_cells", "2", "--save_dir", "figures", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["main.py", *flags])
+    monkeypatch.chdir(tmp_path)
+    decoder_output.main()
+    quartile = 0.6744898  # of N(0, 1)
+    u = quartile * torch.tensor([[-1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+    with torch.inference_mode():
+        truth, without = (torch.sigmoid(model.decode(z)) for z in (model.prior.from_normal(u), u))
+    assert (truth - without).abs().max() > 0.01
+    torch.testing.assert_close(drawn["images"], truth)
 
 
 def test_principal_components_are_those_of_a_singular_value_decomposition():

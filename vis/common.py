@@ -19,7 +19,7 @@ import cli
 from checkpoint import load_checkpoint
 from data import fixed_binarization, load_mnist
 from errors import UserError
-from evaluate import elbo_terms
+from evaluate import elbo_terms, kl_of_dimensions
 from model import VAE
 from picture import tile
 
@@ -41,16 +41,21 @@ class Subject:
     labels: Tensor  # (N,)
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L)
-    kl: Tensor  # (N, L), nats
+    kl: Tensor  # (L,), nats: what each dimension says about the image
 
     def decode(self, z: Tensor) -> Tensor:
         """z (..., L) -> the pixels' means (n, 1, 28, 28) in [0, 1] on the CPU."""
         with torch.inference_mode():
             return torch.sigmoid(self.model.decode(z.flatten(0, -2).float().to(self.device))).cpu()
 
+    def from_normal(self, u: Tensor) -> Tensor:
+        """u (..., L), quantiles of N(0, I), to z (..., L) of the model's prior, on the CPU."""
+        with torch.inference_mode():
+            return self.model.prior.from_normal(u.to(self.device)).cpu()
+
     def dimensions_by_kl(self) -> list[int]:
         """The latent dimensions, the one that says most about the image first."""
-        return self.kl.mean(dim=0).argsort(descending=True).tolist()
+        return self.kl.argsort(descending=True).tolist()
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -69,7 +74,8 @@ def load_model(args: Namespace) -> tuple[VAE, dict, torch.device, str]:
     model, checkpoint = load_checkpoint(args.model_params, device)
     config = model.config
     name = f"{checkpoint['args']['dataset']}, {config.arch}, {config.latent_dim} latent dimension"
-    return model, checkpoint, device, name + "s" * (config.latent_dim > 1)
+    name += "s" * (config.latent_dim > 1) + ", flow prior" * (config.prior == "flow")
+    return model, checkpoint, device, name
 
 
 def load_subject(args: Namespace) -> Subject:
@@ -80,7 +86,8 @@ def load_subject(args: Namespace) -> Subject:
     images = fixed_binarization(images, checkpoint["args"]["binarize"])
     no_noise = torch.zeros(len(images), model.config.latent_dim)
     terms = elbo_terms(model, images, no_noise, device, precision, args.batch_size)
-    return Subject(name, model, device, images, labels, terms["mu"], terms["logvar"], terms["kl"])
+    mu, logvar = terms["mu"], terms["logvar"]
+    return Subject(name, model, device, images, labels, mu, logvar, kl_of_dimensions(mu, logvar, model.config.prior))
 
 
 def show_images(axes: Axes, images: Tensor, n_columns: int, extent: tuple[float, float, float, float] | None = None) -> None:

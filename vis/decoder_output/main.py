@@ -44,8 +44,10 @@ def main() -> None:
         half_cell = (args.latent_max - args.latent_min) / (n - 1) / 2
         low, high = args.latent_min - half_cell, args.latent_max + half_cell
     first, second = subject.dimensions_by_kl()[:2] if latent_dim > 2 else (0, 1)
-    z = torch.zeros(n, n, latent_dim)
+    z = torch.zeros(n, n, latent_dim) if args.quantile else subject.mu.mean(dim=0).float().expand(n, n, -1).clone()
     z[:, :, [first, second]] = latent_grid(coordinates)
+    if args.quantile:
+        z = subject.from_normal(z)
 
     figure, axes = plt.subplots(figsize=(8, 8))
     show_images(axes, subject.decode(z), n, extent=(low, high, low, high))
@@ -56,8 +58,9 @@ def main() -> None:
         axes.set_yticks(places.tolist(), [f"{tick:g}" for tick in ticks])
     title = f"Decoded {'quantiles of the prior' if args.quantile else 'latent plane'}\n{subject.name}"
     if latent_dim > 2:
-        title += "; the two of largest KL, the others at 0"
-    axes.set(xlabel=f"$z_{{{first + 1}}}$", ylabel=f"$z_{{{second + 1}}}$", title=title)
+        title += f"; the two of largest KL, the others at {'0' if args.quantile else 'their mean'}"
+    axis = "u" if args.quantile and subject.model.config.prior == "flow" else "z"  # a flow makes z of u ~ N(0, I)
+    axes.set(xlabel=f"${axis}_{{{first + 1}}}$", ylabel=f"${axis}_{{{second + 1}}}$", title=title)
     save_figure(figure, args.save_dir, "decoder_output_quantile" if args.quantile else "decoder_output")
 
 

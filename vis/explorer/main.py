@@ -22,11 +22,13 @@ import cli
 from errors import UserError
 from evaluate import ACTIVE_VARIANCE
 from model import Linear, Residual
+from prior import FlowPrior
 from vis.common import DIGIT_COLOURS, Subject, load_subject, make_parser
 
 TEMPLATE = Path(__file__).with_name("template.html")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 MAX_PIXEL_ERROR = 1.9 / 255  # of any pixel that the page decodes, against the model's
+N_DRAWS = 64  # of the page's estimate of a KL divergence that has no closed form
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
 
 
@@ -67,8 +69,9 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
         match module:
             case nn.Flatten() | nn.Unflatten():
                 continue
-            case Linear():  # which stores the transpose
-                layer = {"op": "linear"} | cargo.put_weights(module.weight.T, module.bias, dtype)
+            case nn.Linear():
+                weight = module.weight.T if isinstance(module, Linear) else module.weight  # ours stores the transpose
+                layer = {"op": "linear"} | cargo.put_weights(weight, module.bias, dtype)
             case nn.Conv2d(kernel_size=(3, 3), padding=(1, 1), stride=(1, 1), dilation=(1, 1), groups=1):
                 layer = {"op": "conv3x3"} | cargo.put_weights(module.weight, module.bias, dtype)
             case Residual():
@@ -85,14 +88,26 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
     return layers
 
 
+def fixed_eps(n: int, latent_dim: int) -> Tensor:
+    """Draws from N(0, I), (n, L), with exactly its mean and variances: for a flow that does nothing the KL has no error."""
+    eps = torch.randn(n, latent_dim, generator=cli.rng(0))
+    return (eps - eps.mean(dim=0)) / eps.std(dim=0, correction=0)
+
+
 def map_plane(subject: Subject) -> list[int]:
     """The two dimensions of the map: those with the highest KL."""
     return [0, 1] if subject.mu.shape[1] == 2 else subject.dimensions_by_kl()[:2]
 
 
+def map_centre(subject: Subject) -> Tensor:
+    """The middle of the map at first, and of every slider: what the prior makes of u = 0. (L,)"""
+    return subject.from_normal(torch.zeros(1, subject.mu.shape[1]))[0]
+
+
 def map_reach(subject: Subject) -> float:
-    """Half the width of the map at first, and of every slider: but for outliers all posterior means, and 3 prior deviations."""
-    return max(3.0, 1.1 * subject.mu.abs().quantile(0.999).item())
+    """Half the width of both: but for outliers all posterior means, and 3 prior deviations."""
+    prior_std = subject.from_normal(fixed_eps(10_000, subject.mu.shape[1])).std(dim=0, correction=0)  # (L,)
+    return max(3 * prior_std.max().item(), 1.1 * (subject.mu - map_centre(subject)).abs().quantile(0.999).item())
 
 
 def rounding_error(subject: Subject, seed: int) -> float:
@@ -105,7 +120,16 @@ def rounding_error(subject: Subject, seed: int) -> float:
             weight.copy_(integers * scale)
     z = (2 * torch.rand(2048, subject.mu.shape[1], generator=cli.rng(seed)) - 1) * map_reach(subject)
     z[:, map_plane(subject)] *= FARTHEST
+    z += map_centre(subject)
     return (subject.decode(z) - replace(subject, model=rounded).decode(z)).abs().max().item()
+
+
+def list_prior(prior: nn.Module, latent_dim: int, cargo: Cargo) -> dict | None:
+    """The couplings of a flow, and the eps for the page's estimates; a normal prior needs nothing."""
+    if not isinstance(prior, FlowPrior):
+        return None
+    couplings = [list_layers(coupling.net, cargo, torch.int16) for coupling in prior.couplings]
+    return {"couplings": couplings, "eps": cargo.put(fixed_eps(N_DRAWS, latent_dim), torch.float32)}
 
 
 def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
@@ -118,7 +142,8 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
         "colours": DIGIT_COLOURS,
         "plane": map_plane(subject),
         "sliders": [d for d in by_kl if active[d]] if len(by_kl) > 2 else [],
-        "kl": subject.kl.mean(dim=0).tolist(),  # of each dimension, nats
+        "kl": subject.kl.tolist(),  # of each dimension, nats
+        "centre": map_centre(subject).tolist(),
         "reach": map_reach(subject),
         "farthest": FARTHEST,
         "binary": bool(((subject.images == 0) | (subject.images == 255)).all()),  # then a drawing is binarised too
@@ -127,6 +152,7 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
         "mu": cargo.put(subject.mu[:n_images], torch.float32),
         "logvar": cargo.put(subject.logvar[:n_images], torch.float32),
         "decoder": [*list_layers(subject.model.decoder, cargo, torch.int16), output_bias],
+        "prior": list_prior(subject.model.prior, subject.mu.shape[1], cargo),
         "encoder": list_layers(subject.model.encoder, cargo, torch.int8) if with_encoder else None,
     }
     page = TEMPLATE.read_text(encoding="utf-8")

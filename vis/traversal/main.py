@@ -31,9 +31,8 @@ def main() -> None:
 
     figure, axes = plt.subplots(figsize=(0.6 * args.n_steps + 1, 0.6 * len(dimensions) + 1))
     show_images(axes, subject.decode(z), args.n_steps)
-    kl = subject.kl.mean(dim=0)
     axes.set_yticks([28 * row + 13.5 for row in range(len(dimensions))])
-    axes.set_yticklabels([f"$z_{{{d + 1}}}$  {kl[d]:.2f} nats" for d in dimensions])
+    axes.set_yticklabels([f"$z_{{{d + 1}}}$  {subject.kl[d]:.2f} nats" for d in dimensions])
     axes.set_xticks([28 * column + 13.5 for column in range(0, args.n_steps, max(1, args.n_steps // 6))])
     axes.set_xticklabels([f"{steps[column]:g}" for column in range(0, args.n_steps, max(1, args.n_steps // 6))])
     axes.tick_params(length=0)

@@ -1,0 +1,88 @@
+"""The prior p(z): the paper's standard normal, or a RealNVP flow that is learned with the rest.
+
+Paper of the flow: Dinh et al., Density estimation using Real NVP (2017), https://arxiv.org/abs/1605.08803.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from loss import gaussian_log_prob, kl_divergence, standard_normal_log_prob
+
+N_COUPLINGS, HIDDEN = 6, 128
+
+
+class NormalPrior(nn.Module):
+    """p(z) = N(z; 0, I), without parameters."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats: (..., L) -> (...)."""
+        return standard_normal_log_prob(z)
+
+    def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+        """KL(q(z|x) || p(z)) in nats per image, in closed form: (B, L) three times -> (B,)."""
+        return kl_divergence(mu, logvar)
+
+    def from_normal(self, u: Tensor) -> Tensor:
+        """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L)."""
+        return u
+
+
+class Coupling(nn.Module):
+    """u_b = z_b * exp(s) + t, where s and t are functions of the other half z_a, which stays (eq. 7 of the paper).
+
+    s is a tanh, so no step is violent; s = t = 0 at first, so a new flow is the standard normal.
+    """
+
+    def __init__(self, latent_dim: int, n_a: int):
+        super().__init__()
+        self.n_a = n_a
+        last = nn.Linear(HIDDEN, 2 * (latent_dim - n_a))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.net = nn.Sequential(nn.Linear(n_a, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), last)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(..., L) -> x_a, x_b, and s and t for x_b."""
+        a, b = x[..., : self.n_a], x[..., self.n_a :]
+        s, t = self.net(a).chunk(2, dim=-1)
+        return a, b, torch.tanh(s), t
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z (..., L) -> u (..., L) and log |det du/dz| (...)."""
+        a, b, s, t = self.split(z)
+        return torch.cat((a, b * torch.exp(s) + t), dim=-1), s.sum(dim=-1)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """u (..., L) -> z (..., L)."""
+        a, b, s, t = self.split(u)
+        return torch.cat((a, (b - t) * torch.exp(-s)), dim=-1)
+
+
+class FlowPrior(nn.Module):
+    """p(z) by the change of variables to u ~ N(0, I), through couplings that take turns on the two halves of z.
+
+    `latent_dim` L is at least 2.
+    """
+
+    def __init__(self, latent_dim: int):
+        super().__init__()
+        halves = [(latent_dim + i % 2) // 2 for i in range(N_COUPLINGS)]  # of an odd L, the middle one takes turns too
+        self.couplings = nn.ModuleList(Coupling(latent_dim, n_a) for n_a in halves)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats: (..., L) -> (...) (eq. 3 of the paper)."""
+        log_det = 0.0
+        for coupling in self.couplings:
+            z, change = coupling(z.flip(-1))  # the flip puts the other half in front
+            log_det = log_det + change
+        return standard_normal_log_prob(z) + log_det
+
+    def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
+        """log q(z|x) - log p(z), whose mean over z ~ q(z|x) is the KL divergence: (B, L) three times -> (B,) nats."""
+        return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
+
+    def from_normal(self, u: Tensor) -> Tensor:
+        """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L), undoing what `log_prob` does."""
+        for coupling in reversed(self.couplings):
+            u = coupling.inverse(u).flip(-1)
+        return u
