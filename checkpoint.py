@@ -126,7 +126,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
             raise ValueError(f"its format is {content.get('format')!r}, this version reads {FORMAT!r}")
         config = VAEConfig(**content["config"])
         with torch.device("meta"):  # which takes no memory
-            if sum(parameter.nbytes for parameter in VAE(config).parameters()) > size:
+            if sum(2 * parameter.numel() for parameter in VAE(config).parameters()) > size:  # half precision at least
                 raise ValueError("it is too small for the model that it names")
         model = VAE(config)
         model.load_state_dict(content["weights"])

@@ -1,0 +1,26 @@
+"""Copies a checkpoint with its weights in half precision, so that it takes half the space; it loads as any other.
+
+python3 pretrained/halve.py --model_params runs/MNIST_conv_40d/best.pth --save_to pretrained/vae_mnist_40d.pth
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import cli
+from checkpoint import load_checkpoint, save_checkpoint
+
+
+def main() -> None:
+    parser = cli.parser("Copies a checkpoint with its weights in half precision.")
+    parser.add_argument("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
+    parser.add_argument("--save_to", type=Path, required=True, help="the .pth file to write")
+    args = parser.parse_args()
+    model, checkpoint = load_checkpoint(args.model_params)
+    save_checkpoint(args.save_to, model.half(), checkpoint["args"], checkpoint["metrics"])
+    load_checkpoint(args.save_to)  # refuses weights that are beyond the range of half precision
+    print(args.save_to)
+
+
+if __name__ == "__main__":
+    cli.run(main)
