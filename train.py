@@ -79,6 +79,7 @@ def read_flags() -> tuple[Namespace, dict | None]:
         if any(name not in args or type(saved[name]) not in (int, type(parser.get_default(name))) for name in saved):
             raise UserError(f"{args.resume} holds flags that are not of this version of train.py; start a new run.")
         args = parser.parse_args(namespace=Namespace(**saved))
+        args.precision = cli.pick_precision(args.precision, cli.pick_device(args.device))
         for name in saved:
             may_grow = name == "n_epochs" and args.n_epochs >= saved[name]
             if getattr(args, name) != saved[name] and not may_grow:
