@@ -26,15 +26,16 @@ except ImportError:  # Windows: nothing then keeps two runs apart
 FORMAT = "vae-checkpoint-1"
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(temporary_path)`, then moves that file to `path` in one step: never half a file, not at a power cut.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a temporary file, then moves it to `path` in one step: never half a file, not at a power cut.
 
     Raises UserError if the disk is full or the folder cannot be written; what stood at `path` is then intact.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -69,14 +70,11 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Rows with the same keys as a CSV file with a header. Raises UserError as `write_atomically` does."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def save_checkpoint(path: str | Path, model: VAE, args: dict, metrics: list[dict], training: dict | None = None) -> None:
@@ -85,18 +83,13 @@ def save_checkpoint(path: str | Path, model: VAE, args: dict, metrics: list[dict
     `args`: the flags of the run (they name the dataset and its binarisation); `metrics`: a row for each epoch so far;
     `training`: what `--resume` needs beyond that. Raises UserError as `write_atomically` does.
     """
-    content = {
-        "format": FORMAT,
-        "config": asdict(model.config),
-        "weights": {name: tensor.cpu() for name, tensor in model.state_dict().items()},
-        "args": args,
-        "metrics": metrics,
-    }
+    weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+    content = {"format": FORMAT, "config": asdict(model.config), "weights": weights, "args": args, "metrics": metrics}
     if training is not None:
         content["training"] = training
     buffer = io.BytesIO()  # torch.save to a full disk does not say that it is full
     torch.save(content, buffer)
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    write_atomically(Path(path), buffer.getbuffer())
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:
@@ -113,13 +106,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > size:
                 raise zipfile.BadZipFile("it would unpack to more than its size, and ours are not compressed")
-            damaged = archive.testzip()  # torch.load does not compare the checksums
+            if damaged := archive.testzip():  # torch.load does not compare the checksums
+                raise zipfile.BadZipFile(f"wrong checksum in {damaged}")
     except PermissionError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); ask its owner for access.") from error
     except Exception as error:  # zipfile's exceptions on hostile input are not documented
         raise UserError(f"{path} is not a checkpoint, or is truncated or damaged; train again or copy it again.") from error
-    if damaged is not None:
-        raise UserError(f"{path} is damaged (wrong checksum in {damaged}); copy it again.")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         if content.get("format") != FORMAT:

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -27,34 +28,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
 
 
-def integer(low: int, high: int) -> Callable[[str], int]:
-    """A flag type: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text!r}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
-    """A flag type: a number from `low` to `high`; nan is none."""
+def _between(kind: type, name: str, low: float, high: float) -> Callable[[str], float]:
+    """A flag type: a number of this kind from `low` to `high`; nan is none."""
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, not {text!r}")
-        return value
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"must be a {name} from {low} to {high}, not {text!r}")
 
     return parse
+
+
+integer, number = partial(_between, int, "whole number"), partial(_between, float, "number")
 
 
 def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
@@ -130,15 +116,11 @@ def process_group(device: torch.device, batch_size: int) -> Iterator[int]:
             dist.destroy_process_group()
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception that ends a run as KeyboardInterrupt does: no `except Exception` holds it up."""
-
-
 def run(main: Callable[[], None]) -> None:
     """Calls a script's main; a mistake of the user's becomes one sentence and exit code 2, a signal 128 + its number."""
 
-    def terminate(*_):
-        raise Terminated
+    def terminate(number, _):
+        raise KeyboardInterrupt(number)  # ends a run as Ctrl-C does: no `except Exception` holds it up
 
     signal.signal(signal.SIGTERM, terminate)
     try:
@@ -147,8 +129,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, Terminated) as error:
-        sys.exit(128 + (signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM))
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

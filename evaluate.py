@@ -18,14 +18,7 @@ import cli
 from checkpoint import load_checkpoint
 from data import BINARIZE, fixed_binarization, load_mnist, to_float
 from errors import UserError
-from loss import (
-    bernoulli_nll,
-    gaussian_log_prob,
-    kl_per_dimension,
-    log_mean_exp,
-    squared_error,
-    standard_normal_log_prob,
-)
+from loss import bernoulli_nll, gaussian_log_prob, kl_per_dimension, log_mean_exp, squared_error, standard_normal_log_prob
 from model import VAE
 
 NOISE_SEED = 0  # of the posterior draws, the same for every model and run
@@ -33,7 +26,7 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 COLLAPSED_KL = 0.01  # nats: a dimension below it says next to nothing about x
 GRID_LIMIT = 6.5  # the quadrature covers u in [-6.5, 6.5]^2; the prior mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: the grid is fine enough when halving its step moves the mean by less
-COARSEST_GRID, FINEST_GRID = 512, 2048  # points along each axis
+GRIDS = (512, 1024, 2048)  # points along each axis
 N_LABELLED, N_NEIGHBOURS = 1000, 5
 SMALL_GAP = 0.1  # nats that an importance-sampled NLL at K = 5000 may lie above the exact one
 
@@ -46,18 +39,15 @@ def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, pr
     `squared_error` (N,); `mu` and `logvar` (N, L). Only their rounding depends on `batch_size`.
     """
     model.eval()
-    terms = {"recon": [], "kl": [], "squared_error": [], "mu": [], "logvar": []}
-    for chunk, noise in zip(images.split(batch_size), eps.split(batch_size), strict=True):
+    parts = []
+    for chunk, noise in zip(images.split(batch_size), eps.to(device).split(batch_size), strict=True):
         x = to_float(chunk, device)  # (B, 1, 28, 28)
         with cli.autocast(precision, device):
-            logits, mu, logvar = model(x, noise.to(device))
-        z = model.reparameterize(mu, logvar, noise.to(device))
-        terms["recon"].append(bernoulli_nll(logits, x))
-        terms["kl"].append(model.prior.kl(mu, logvar, z))
-        terms["squared_error"].append(squared_error(logits, x))
-        terms["mu"].append(mu)
-        terms["logvar"].append(logvar)
-    return {name: torch.cat(parts).double().cpu() for name, parts in terms.items()}
+            logits, mu, logvar = model(x, noise)
+        kl = model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, noise))
+        parts.append((bernoulli_nll(logits, x), kl, squared_error(logits, x), mu, logvar))
+    names = ("recon", "kl", "squared_error", "mu", "logvar")
+    return {name: torch.cat(part).double().cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def kl_of_dimensions(mu: Tensor, logvar: Tensor, prior: str) -> Tensor:
@@ -93,10 +83,11 @@ def importance_weighted_nll(
             mu, logvar = model.encode(x)  # (B, L)
         eps = [torch.randn(n_samples, mu.shape[1], generator=cli.rng(NOISE_SEED, i * n_together + j)) for j in range(len(x))]
         z = model.reparameterize(mu[:, None], logvar[:, None], torch.stack(eps).to(device))  # (B, K, L)
-        log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
+        log_w = -gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
         for part in torch.arange(n_samples).split(batch_size):
             with cli.autocast(precision, device):
                 logits = model.decode(z[:, part].flatten(0, 1))  # (B * K, 1, 28, 28)
+            log_w[:, part] += model.prior.log_prob(z[:, part])
             log_w[:, part] -= bernoulli_nll(logits, x.repeat_interleave(len(part), dim=0)).view(len(x), -1)
         nll.append(-log_mean_exp(log_w.double()))
     return torch.cat(nll).cpu()
@@ -127,13 +118,12 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int, device: torch.device) -> 
 
 def converged_exact_nll(model: VAE, images: Tensor, device: torch.device) -> tuple[Tensor, int, float]:
     """`exact_nll` on a grid that is fine enough: (N,) nats, its points along each axis, and what halving its step moved."""
-    n_grid = COARSEST_GRID
-    while True:
+    for n_grid in GRIDS:
         fine, coarse = exact_nll(model, images, n_grid, device)
         change = abs((fine - coarse).mean().item())
-        if change < GRID_TOLERANCE or n_grid >= FINEST_GRID:
-            return fine, n_grid, change
-        n_grid *= 2
+        if change < GRID_TOLERANCE:
+            break
+    return fine, n_grid, change
 
 
 def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = 20) -> Tensor:
@@ -149,13 +139,6 @@ def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tens
         votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)
         accuracies.append((votes.argmax(dim=1) == labels).double().mean())
     return torch.stack(accuracies)
-
-
-def mean_and_error(name: str, values: Tensor) -> tuple[float, float]:
-    """The mean of (N,) values and its standard error. Raises UserError if any of them is not finite."""
-    if not torch.isfinite(values).all():
-        raise UserError(f"the checkpoint's {name} is not finite for some images: its weights are broken; train it again.")
-    return values.mean().item(), values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def evaluate(args: Namespace) -> dict:
@@ -176,8 +159,11 @@ def evaluate(args: Namespace) -> dict:
     result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split, "binarize": mode}
     result |= {"n_images": len(images), "latent_dim": latent_dim, "prior": model.config.prior, "precision": precision}
 
-    def add(name, values):
-        result[name], result[f"{name}_stderr"] = mean_and_error(name, values)
+    def add(name, values):  # (N,): their mean and its standard error
+        if not torch.isfinite(values).all():
+            raise UserError(f"the checkpoint's {name} is not finite for some images: its weights are broken; train it again.")
+        result[name] = values.mean().item()
+        result[f"{name}_stderr"] = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
     add("recon", terms["recon"])
     add("kl", terms["kl"])
@@ -206,7 +192,7 @@ def print_table(result: dict) -> None:
     """The figures for a reader: value, standard error, meaning."""
     r = result
     pixels = {"none": "grey pixels", "dynamic": "one Bernoulli draw of the pixels", "threshold": "pixels above 0.5"}
-    print(f"{r['model_params']}: {r['latent_dim']} latent dimensions, {r['dataset']}")
+    print(f"{r['model_params']}: {r['latent_dim']} latent dimensions, {r['dataset']}" + ", flow prior" * (r["prior"] == "flow"))
     print(f"{r['n_images']:,} {r['split']} images, {pixels[r['binarize']]}; nats per image, +- one standard error\n")
 
     def row(name, key, comment=""):
@@ -224,10 +210,11 @@ def print_table(result: dict) -> None:
         if r["nll_above_exact"] > SMALL_GAP + 2 * r["nll_above_exact_stderr"]:
             print(f"  note: above {SMALL_GAP} nats: K is too small, or the encoder misses modes of the true posterior")
     print(f"\n  active units {r['active_units']} of {r['latent_dim']} (variance of mu over images > {ACTIVE_VARIANCE})")
-    print("  KL per dimension " + " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True)))
+    of_what = "KL per dimension" if r["prior"] == "normal" else "KL per dimension from the aggregate posterior"
+    print(f"  {of_what} " + " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True)))
     n_collapsed = sum(kl < COLLAPSED_KL for kl in r["kl_of_dimension"])
     if n_collapsed:
-        print(f"  warning: the posterior has collapsed onto the prior in {n_collapsed} of {r['latent_dim']} dimensions")
+        print(f"  warning: the posterior has collapsed in {n_collapsed} of {r['latent_dim']} dimensions")
     print(
         f"  k-NN accuracy {r['knn_accuracy']:.4f} +- {r['knn_accuracy_std']:.4f} "
         f"(k={N_NEIGHBOURS}, {N_LABELLED:,} labelled images, standard deviation over 20 draws)"
@@ -243,10 +230,9 @@ def main() -> None:
     parser.add_argument("--n_images", type=cli.integer(1, 10_000), default=10_000, help="of a fixed permutation the first")
     parser.add_argument("--binarize", choices=BINARIZE, default=None, help="default: as the checkpoint was trained")
     parser.add_argument("--n_importance_samples", type=cli.integer(1, 10**6), default=500, metavar="K", help="for the NLL")
-    parser.add_argument("--exact", action="store_true", help="2 dimensions: integrate over z; the independent truth")
+    parser.add_argument("--exact", action="store_true", help="2 dimensions: integrate over the prior; the independent truth")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    args = parser.parse_args()
-    result = evaluate(args)
+    result = evaluate(args := parser.parse_args())
     print(json.dumps(result)) if args.json else print_table(result)
 
 

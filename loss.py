@@ -8,12 +8,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _CrossEntropy(torch.autograd.Function):
     """-x log p - (1 - x) log(1 - p) with p = sigmoid(logits), elementwise; its derivative by the logits is p - x.
 
-    PyTorch's own goes through log1p, which made it the costliest line of a training step on CPUs; log is several times faster.
+    PyTorch's own goes through log1p, which on CPUs takes five times as long as log. `x` gets no gradient.
     """
 
     @staticmethod
@@ -23,6 +24,7 @@ class _CrossEntropy(torch.autograd.Function):
         return logits.clamp(min=0) - logits * x - torch.log(torch.maximum(p, 1 - p))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (derivative,) = ctx.saved_tensors
         return grad * derivative, None

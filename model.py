@@ -145,8 +145,8 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu (B, L), logvar (B, L) at most 0.
 
-        The variance is a sigmoid: never above the prior's, to which it tends where x says nothing. Without a bound, the
-        exponential of one odd image's logvar ends a long run in infinities.
+        The variance is a sigmoid: never above 1, the standard normal's, to which it tends where x says nothing. Without a
+        bound, the exponential of one odd image's logvar ends a long run in infinities.
         """
         mu, variance_logit = self.encoder(x).float().chunk(2, dim=1)
         return mu, F.logsigmoid(variance_logit)

@@ -33,7 +33,7 @@ MAX_GRADIENT_NORM = 1000.0  # several times its usual size: shortens only the ra
 COLLAPSED_KLD = 0.1  # nats per image: below this, z says almost nothing about x
 STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
 N_SAMPLES = 100  # of the prior, drawn after each epoch
-NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume")  # flags that a resumed run is free to change
+NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume")  # flags that a checkpoint does not carry
 
 
 def make_parser() -> ArgumentParser:
@@ -45,20 +45,11 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--n_train", type=integer(1, 50_000), default=50_000, help="train on the first so many images")
     parser.add_argument("--arch", choices=ARCHS, default=VAEConfig.arch, help="residual layers or residual convolutions")
     parser.add_argument("--latent_dim", type=integer(1, MAX_LATENT_DIM), default=VAEConfig.latent_dim, help="size of z")
-    parser.add_argument(
-        "--width",
-        type=integer(1, MAX_WIDTH),
-        help="hidden units (default: {mlp}) or channels (default: {conv})".format(**WIDTHS),
-    )
+    parser.add_argument("--width", type=integer(1, MAX_WIDTH), help=f"hidden units or channels; by --arch: {WIDTHS}")
     parser.add_argument("--n_blocks", type=integer(1, MAX_BLOCKS), default=VAEConfig.n_blocks, help="residual blocks")
     parser.add_argument("--prior", choices=PRIORS, default=VAEConfig.prior, help="standard normal, or a RealNVP flow")
     parser.add_argument("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
-    parser.add_argument(
-        "--recon_weight",
-        type=number(1e-6, 1e6),
-        default=600.0,
-        help="784 with bce is the exact -ELBO; other weights are a beta of 784 / recon_weight",
-    )
+    parser.add_argument("--recon_weight", type=number(1e-6, 1e6), default=600.0, help="with bce, 784 / beta; 784 is -ELBO")
     parser.add_argument("--n_epochs", type=integer(1, 1_000_000), default=16, help="epochs in all, resumed ones included")
     parser.add_argument("--lr", type=number(1e-12, 1e3), default=1e-3, help="peak: after a warm-up, falls to 0 as a cosine")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
@@ -79,7 +70,9 @@ def read_flags() -> tuple[Namespace, dict | None]:
         if any(name not in args or type(saved[name]) not in (int, type(parser.get_default(name))) for name in saved):
             raise UserError(f"{args.resume} holds flags that are not of this version of train.py; start a new run.")
         args = parser.parse_args(namespace=Namespace(**saved))
-        args.precision = cli.pick_precision(args.precision, cli.pick_device(args.device))
+    args.device = cli.pick_device(args.device)
+    args.precision = cli.pick_precision(args.precision, args.device)
+    if args.resume:
         for name in saved:
             may_grow = name == "n_epochs" and args.n_epochs >= saved[name]
             if getattr(args, name) != saved[name] and not may_grow:
@@ -98,8 +91,6 @@ def read_flags() -> tuple[Namespace, dict | None]:
         raise UserError(
             f"{args.save_dir} holds a run already; add --resume {args.save_dir / 'last.pth'} or choose another --save_dir."
         )
-    args.device = cli.pick_device(args.device)
-    args.precision = cli.pick_precision(args.precision, args.device)
     return args, checkpoint
 
 
@@ -173,18 +164,14 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
     return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
 
 
-def stop_at_divergence(history: Tensor, epoch: int, lr: float) -> None:
-    """Raises UserError at the first step whose figures are not finite; the checkpoints on disk are older and good."""
-    bad = (~torch.isfinite(history).all(dim=1)).nonzero()
+def stop_at_divergence(figures: Tensor, epoch: int, lr: float, moment: str = "step {}") -> None:
+    """Raises UserError at the first row (a step's) that is not finite; the checkpoints on disk are older and good."""
+    bad = (~torch.isfinite(figures).all(dim=1)).nonzero()
     if len(bad):
-        raise diverged(epoch, f"step {bad[0].item() + 1}", lr)
-
-
-def diverged(epoch: int, moment: str, lr: float) -> UserError:
-    return UserError(
-        f"the loss is not finite at epoch {epoch}, {moment} (learning rate {lr:.3g}); "
-        f"the checkpoints of the epochs before are intact, start again with a smaller --lr."
-    )
+        raise UserError(
+            f"the loss is not finite at epoch {epoch}, {moment.format(bad[0].item() + 1)} (learning rate {lr:.3g}); "
+            f"the checkpoints of the epochs before are intact, start again with a smaller --lr."
+        )
 
 
 def held_out_figures(model: VAE, images: Tensor, args: Namespace, precision: str) -> dict[str, float]:
@@ -235,7 +222,6 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
 
     # What every checkpoint says of the run.
     run_flags = {k: v for k, v in vars(args).items() if k not in NOT_OF_THE_RUN}
-    u = torch.randn(N_SAMPLES, args.latent_dim, generator=cli.rng(args.seed)).to(args.device)
 
     def save_last():
         save_checkpoint(last_path, model, run_flags, metrics, training={"optimizer": optimizer.state_dict()})
@@ -249,31 +235,25 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
             + f"; writing to {args.save_dir}"
         )
         save_last()  # so that there is something to resume, whenever the run ends
-        if metrics:
-            write_csv(args.save_dir / "metrics.csv", metrics)  # a kill between the two files may have left it behind
 
     for epoch in range(len(metrics) + 1, args.n_epochs + 1):
         start = time.perf_counter()
         trained = train_one_epoch(model, forward, optimizer, images, args, epoch)
         seconds = time.perf_counter() - start
         held_out = held_out_figures(model, val_images, args, args.precision)
-        if not all(map(math.isfinite, held_out.values())):
-            raise diverged(epoch, "validation", optimizer.param_groups[0]["lr"])
-        row = {"epoch": epoch}
-        row |= {f"train_{name}": value for name, value in trained.items()}
-        row |= {f"val_{name}": value for name, value in held_out.items()}
-        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": round(seconds, 3)}
-        metrics.append(row)
+        lr = optimizer.param_groups[0]["lr"]
+        stop_at_divergence(torch.tensor([[*held_out.values()]]), epoch, lr, "validation")
+        row = {"epoch": epoch} | {f"train_{k}": v for k, v in trained.items()} | {f"val_{k}": v for k, v in held_out.items()}
+        metrics.append(row | {"lr": lr, "seconds": round(seconds, 3)})
         is_best = objective(row, args) <= min(objective(r, args) for r in metrics)
         if rank > 0:
             continue
-        with torch.inference_mode():
-            samples = torch.sigmoid(model.decode(model.prior.from_normal(u)))
+        samples = model.sample(N_SAMPLES, cli.rng(args.seed, device=args.device))  # the same draws each time
         save_grid(samples, 10, args.save_dir / "samples" / f"epoch_{epoch:04d}.png")
         if is_best:
             save_checkpoint(best_path, model, run_flags, metrics)
-        save_last()  # after the epoch's other files: until it stands, a resumed run repeats the epoch and writes them anew
         write_csv(args.save_dir / "metrics.csv", metrics)  # from the whole history: no row is lost or doubled
+        save_last()  # after the epoch's other files: until it stands, a resumed run repeats the epoch and writes them anew
         print(
             f"epoch {epoch:{len(str(args.n_epochs))}}/{args.n_epochs} | train {describe(trained)} | val {describe(held_out)}"
             f" | {seconds:.1f} s, {len(images) / seconds:,.0f} images/s{' | best' if is_best else ''}",
@@ -300,7 +280,7 @@ def main() -> None:
     with cli.process_group(args.device, args.batch_size) as rank, locked_folder(args.save_dir) if rank == 0 else nullcontext():
         try:
             train(args, checkpoint)
-        except (KeyboardInterrupt, cli.Terminated):
+        except KeyboardInterrupt:
             if rank == 0 and (args.save_dir / "last.pth").exists():
                 print(f"\nstopped; go on with: python3 train.py --resume {args.save_dir / 'last.pth'}")
             raise

@@ -40,7 +40,7 @@ def train(save_dir: Path, *flags: str) -> list[tuple[float, float, float]]:
                 print(line, end="", file=sys.stderr, flush=True)
         errors = process.stderr.read().strip()
     if process.returncode:
-        raise UserError(f"train.py failed: {errors.splitlines()[-1]}")
+        raise UserError(f"train.py failed: {(errors.splitlines() or ['it was killed.'])[-1]}")
     return epochs
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     epochs = train(args.save_dir, *flags, "--n_epochs", str(n_epochs))
     minutes = (time.perf_counter() - start) / 60
     command = [sys.executable, ROOT / "evaluate.py", "--model_params", args.save_dir / "best.pth", "--split", "val", "--json"]
+    command += ["--precision", "auto"]
     result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
     print(f"{n_epochs} epochs, {minutes:.1f} minutes for the whole command: " + " ".join(["train.py", *RECIPE, *flags]))

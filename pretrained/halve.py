@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cli
 from checkpoint import load_checkpoint, save_checkpoint
+from errors import UserError
 
 
 def main() -> None:
@@ -17,8 +18,9 @@ def main() -> None:
     parser.add_argument("--save_to", type=Path, required=True, help="the .pth file to write")
     args = parser.parse_args()
     model, checkpoint = load_checkpoint(args.model_params)
-    save_checkpoint(args.save_to, model.half(), checkpoint["args"], checkpoint["metrics"])
-    load_checkpoint(args.save_to)  # refuses weights that are beyond the range of half precision
+    if not all(parameter.isfinite().all() for parameter in model.half().parameters()):
+        raise UserError(f"the weights of {args.model_params} are beyond the range of half precision; keep them as they are.")
+    save_checkpoint(args.save_to, model, checkpoint["args"], checkpoint["metrics"])
     print(args.save_to)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--latent_min", type=cli.number(-100, 100), default=-4.0, help="left and lower end of the grid")
     parser.add_argument("--latent_max", type=cli.number(-100, 100), default=4.0, help="right and upper end of the grid")
     parser.add_argument("--n_cells", type=cli.integer(2, 100), default=32, help="digits along each axis")
-    parser.add_argument("--quantile", action="store_true", help="even steps in probability: z = inverse Gaussian CDF")
+    parser.add_argument("--quantile", action="store_true", help="even steps in the prior's probability")
     args = parser.parse_args()
     if args.latent_min >= args.latent_max:
         raise UserError(f"--latent_min {args.latent_min:g} must be below --latent_max {args.latent_max:g}.")

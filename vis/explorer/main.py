@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import cli
 from errors import UserError
 from evaluate import ACTIVE_VARIANCE
-from model import Linear, Residual
+from model import Linear, Residual, Shortcut
 from prior import FlowPrior
 from vis.common import DIGIT_COLOURS, Subject, load_subject, make_parser
 
@@ -76,6 +76,9 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
                 layer = {"op": "conv3x3"} | cargo.put_weights(module.weight, module.bias, dtype)
             case Residual():
                 layer = {"op": "residual", "layers": list_layers(module.f, cargo, dtype)}
+            case Shortcut():
+                branches = list_layers([module.linear, *module.f], cargo, dtype)
+                layer = {"op": "shortcut", "outputs": module.linear.out_features, "layers": branches}
             case nn.SiLU():
                 layer = {"op": "silu"}
             case nn.PixelShuffle():
@@ -169,13 +172,19 @@ def main() -> None:
         raise UserError("the explorer's map needs at least 2 latent dimensions, this model has 1; see vis/traversal/main.py.")
     if rounding_error(subject, args.seed) > MAX_PIXEL_ERROR:
         raise UserError("with 16 bits for each weight this decoder's pixels change visibly; use a model of fewer blocks.")
-    page = make_page(subject, args.n_images, with_encoder=True)
-    if len(page) > MAX_BYTES:
-        page = make_page(subject, args.n_images, with_encoder=False)
-        print("note: the encoder does not fit into the page, so it has no drawing pad; use a model of less --width for it.")
-    if len(page) > MAX_BYTES:
+    for with_encoder, n_images in ((True, args.n_images), (False, args.n_images), (False, args.n_images // 2)):
+        page = make_page(subject, n_images, with_encoder)
+        if len(page) <= MAX_BYTES:
+            break
+    else:
         size = f"{len(page) / 1e6:.1f} MB where {MAX_BYTES / 1e6:.0f} are allowed"
         raise UserError(f"the page would have {size}; use a smaller --n_images or a model of less --width.")
+    if not with_encoder:
+        print(
+            f"note: for a page of {MAX_BYTES / 1e6:.0f} MB the network is too big to carry its encoder: there is no drawing pad."
+        )
+    if n_images < args.n_images:
+        print(f"note: for the same reason the page carries {n_images:,} images.")
     path = args.save_dir / "explorer.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def main() -> None:
     first, second = order.view(2, -1)
     differ = subject.labels[first] != subject.labels[second]
     first, second = first[differ][: args.n_pairs], second[differ][: args.n_pairs]
-    path = spherical if subject.mu.shape[1] > 2 else linear
+    path = spherical if subject.mu.shape[1] > 2 and subject.model.config.prior == "normal" else linear
     z = path(subject.mu[first], subject.mu[second], args.n_steps)  # (N, n_steps, L)
     decoded = subject.decode(z).view(-1, args.n_steps, 1, 28, 28)
     ends = [to_float(subject.images[index], torch.device("cpu"))[:, None] for index in (first, second)]
