@@ -172,7 +172,7 @@ def main() -> None:
         raise UserError("the explorer's map needs at least 2 latent dimensions, this model has 1; see vis/traversal/main.py.")
     if rounding_error(subject, args.seed) > MAX_PIXEL_ERROR:
         raise UserError("with 16 bits for each weight this decoder's pixels change visibly; use a model of fewer blocks.")
-    for with_encoder, n_images in ((True, args.n_images), (False, args.n_images), (False, args.n_images // 2)):
+    for with_encoder, n_images in ((True, args.n_images), (False, args.n_images), (False, max(1, args.n_images // 2))):
         page = make_page(subject, n_images, with_encoder)
         if len(page) <= MAX_BYTES:
             break
@@ -180,11 +180,9 @@ def main() -> None:
         size = f"{len(page) / 1e6:.1f} MB where {MAX_BYTES / 1e6:.0f} are allowed"
         raise UserError(f"the page would have {size}; use a smaller --n_images or a model of less --width.")
     if not with_encoder:
-        print(
-            f"note: for a page of {MAX_BYTES / 1e6:.0f} MB the network is too big to carry its encoder: there is no drawing pad."
-        )
+        print("note: the encoder does not fit into the page, so it has no drawing pad; use a model of less --width for it.")
     if n_images < args.n_images:
-        print(f"note: for the same reason the page carries {n_images:,} images.")
+        print(f"note: nor do all images; the page carries {n_images:,}.")
     path = args.save_dir / "explorer.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
