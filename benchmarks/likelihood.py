@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ["--arch", "conv", "--latent_dim", "40", "--binarize", "dynamic", "--recon_weight", "784", "--prior", "flow"]
 LEVELS = (110, 100, 95, 90, 88, 86)  # nats
 N_TRIAL = 5_000  # images of the short run that tells how long an epoch takes
+N_EVALUATED = 1_000  # validation images, for the NLL
 UNCOUNTED_SECONDS = 15  # of the command beside its epochs: imports, data, test figures
 
 
@@ -58,14 +59,17 @@ def main() -> None:
     epochs = train(args.save_dir, *flags, "--n_epochs", str(n_epochs))
     minutes = (time.perf_counter() - start) / 60
     command = [sys.executable, ROOT / "evaluate.py", "--model_params", args.save_dir / "best.pth", "--split", "val", "--json"]
-    command += ["--precision", "auto"]
+    command += ["--precision", "auto", "--n_images", str(N_EVALUATED)]
     result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
     print(f"{n_epochs} epochs, {minutes:.1f} minutes for the whole command: " + " ".join(["train.py", *RECIPE, *flags]))
-    print("\n| validation -ELBO | " + " | ".join(map(str, LEVELS)) + f" | best | NLL, K={result['n_importance_samples']} |")
+    print("\n| validation -ELBO | " + " | ".join(map(str, LEVELS)) + f" | best | NLL |")
     print("|---" * (len(LEVELS) + 3) + "|")
     reached = [next((f"{t / 60:.1f}" for t, neg_elbo, _ in epochs if neg_elbo <= level), "") for level in LEVELS]
-    print(f"| minutes | {' | '.join(reached)} | {min(neg_elbo for _, neg_elbo, _ in epochs):.2f} | {result['nll']:.2f} |")
+    print(
+        f"| minutes | {' | '.join(reached)} | {min(neg_elbo for _, neg_elbo, _ in epochs):.2f} | {result['nll']:.2f} +- {result['nll_stderr']:.2f} |"
+    )
+    print(f"\nNLL: {result['n_images']:,} validation images, K={result['n_importance_samples']}, {result['precision']}")
 
 
 if __name__ == "__main__":
