@@ -63,12 +63,11 @@ def main() -> None:
     result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
     print(f"{n_epochs} epochs, {minutes:.1f} minutes for the whole command: " + " ".join(["train.py", *RECIPE, *flags]))
-    print("\n| validation -ELBO | " + " | ".join(map(str, LEVELS)) + f" | best | NLL |")
-    print("|---" * (len(LEVELS) + 3) + "|")
     reached = [next((f"{t / 60:.1f}" for t, neg_elbo, _ in epochs if neg_elbo <= level), "") for level in LEVELS]
-    print(
-        f"| minutes | {' | '.join(reached)} | {min(neg_elbo for _, neg_elbo, _ in epochs):.2f} | {result['nll']:.2f} +- {result['nll_stderr']:.2f} |"
-    )
+    best = min(neg_elbo for _, neg_elbo, _ in epochs)
+    print("\n| validation -ELBO | " + " | ".join(map(str, LEVELS)) + " | best | NLL |")
+    print("|---" * (len(LEVELS) + 3) + "|")
+    print(f"| minutes | {' | '.join(reached)} | {best:.2f} | {result['nll']:.2f} +- {result['nll_stderr']:.2f} |")
     print(f"\nNLL: {result['n_images']:,} validation images, K={result['n_importance_samples']}, {result['precision']}")
 
 
