@@ -2,12 +2,12 @@
 
     python3 benchmarks/likelihood.py --minutes 15 --save_dir runs/likelihood
 
-Runs train.py with as many epochs as fit into the budget and evaluate.py on its best checkpoint; flags that are not
-its own go to train.py.
+Runs train.py with as many epochs as fit into the budget, then evaluate.py on its best checkpoint.
 """
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -49,7 +49,9 @@ def main() -> None:
     parser = cli.parser("Trains for a budget of minutes; prints when each validation -ELBO was reached, and the last NLL.")
     parser.add_argument("--minutes", type=cli.number(1, 10_000), default=15.0, help="for the whole training command")
     parser.add_argument("--save_dir", type=Path, required=True, help="folder of the run")
-    args, flags = parser.parse_known_args()
+    parser.add_argument("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
+    args = parser.parse_args()
+    flags = shlex.split(args.train_flags)
 
     with tempfile.TemporaryDirectory() as folder:
         (first, _, _), (second, _, seconds) = train(Path(folder), *flags, "--n_train", str(N_TRIAL), "--n_epochs", "2")
