@@ -72,7 +72,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """For each index (B,) of `indices` those images as x (B, 1, 28, 28) float in [0, 1], binarised anew each time."""
     for index in indices:
-        yield to_float(binarize(images[index], mode, generator), device)
+        yield to_float(binarize(images.index_select(0, index), mode, generator), device)
 
 
 @lru_cache(maxsize=2)  # the training archive serves two splits

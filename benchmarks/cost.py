@@ -1,4 +1,4 @@
-"""What a run of train.py costs as its flags grow: seconds an epoch and peak memory, each run in a process of its own.
+"""What a run of train.py costs: its start-up, and as its flags grow the seconds of an epoch and the peak of memory.
 
 python3 benchmarks/cost.py
 """
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,6 +22,7 @@ SWEEPS = {  # one flag at a time, the others at their defaults
     "latent_dim": (2, 16, 64, 256),
     "n_epochs": (1, 2, 4),
 }
+N_STARTS = 3
 
 
 def cost(**flags: int) -> tuple[float, float]:
@@ -38,8 +40,24 @@ def cost(**flags: int) -> tuple[float, float]:
     return seconds[len(seconds) // 2], usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
+def startup() -> float:
+    """Seconds from the start of `train.py` to the end of an epoch of one step and its validation. Raises UserError."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, TRAIN, "--n_train", "128", "--n_epochs", "1", "--save_dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if line.startswith("epoch"):
+                    seconds = time.perf_counter() - start
+        if process.returncode:
+            raise UserError("train.py failed; see its error above.")
+    return seconds
+
+
 def main() -> None:
     cli.parser("Measures seconds an epoch and peak memory of train.py as its flags grow.").parse_args()
+    times = sorted(startup() for _ in range(N_STARTS))
+    print(f"start-up, one step and its validation: {times[N_STARTS // 2]:.1f} s ({times[0]:.1f} to {times[-1]:.1f})\n")
     print("| flag | value | seconds an epoch | microseconds an image | peak memory, MB |")
     print("|---|---|---|---|---|")
     for name, values in SWEEPS.items():

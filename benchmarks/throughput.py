@@ -46,6 +46,12 @@ NETWORKS = {
     "conv": lambda: VAE(VAEConfig("conv", width=WIDTHS["conv"])),
 }
 
+KINDS = {  # of operators, by how their names begin
+    "matrix products": ("aten::mm", "aten::addmm", "aten::mkldnn_convolution", "aten::convolution_backward"),
+    "casts and copies": ("aten::copy_", "aten::_to_copy"),
+    "AdamW": ("aten::_fused_adamw_", "Optimizer"),
+}
+
 
 def our_epoch(model: VAE, images: torch.Tensor, args: Namespace) -> float:
     """Seconds of train.py's own loop over the images."""
@@ -70,6 +76,17 @@ def conventional_epoch(model: VAE, loader: DataLoader) -> float:
         total += loss.item()
         optimizer.step()
     return time.perf_counter() - start
+
+
+def profile(model: VAE, images: torch.Tensor, args: Namespace) -> dict[str, float]:
+    """Where the milliseconds of a step of our loop go, by torch.profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        our_epoch(model, images, args)
+    milliseconds = dict.fromkeys((*KINDS, "rest"), 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "rest")
+        milliseconds[kind] += event.self_cpu_time_total / 1e3 / (len(images) / BATCH_SIZE)
+    return milliseconds
 
 
 def matrix_peak(precision: str) -> float:
@@ -131,6 +148,7 @@ def main() -> None:
                 "gflops": rate * flops / 1e9,
                 "matrix_peak_gflops": peak,
                 "share_of_peak": rate * flops / 1e9 / peak,
+                "milliseconds_of_a_step": profile(model, images, args),
             }
     about = {"precision": args.precision, "threads": torch.get_num_threads(), "machine": platform.machine()}
     about |= {"torch": torch.__version__, "rounds": args.n_rounds, "images": args.n_images}
@@ -147,6 +165,9 @@ def main() -> None:
             f"| {r['conventional_images_per_second']:,.0f} ({their_low:,.0f} to {their_high:,.0f}) "
             f"| {r['times_conventional']:.1f} | {r['gflops']:.0f} | {r['matrix_peak_gflops']:.0f} | {r['share_of_peak']:.0%} |"
         )
+    print("\n| milliseconds of a step, profiled | " + " | ".join((*KINDS, "rest")) + " |\n|---|---|---|---|---|")
+    for name, r in results.items():
+        print(f"| {name} | " + " | ".join(f"{ms:.2f}" for ms in r["milliseconds_of_a_step"].values()) + " |")
 
 
 if __name__ == "__main__":
