@@ -86,9 +86,8 @@ def importance_weighted_nll(
         log_w = -gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
         for part in torch.arange(n_samples).split(batch_size):
             with cli.autocast(precision, device):
-                logits = model.decode(z[:, part].flatten(0, 1))  # (B * K, 1, 28, 28)
-            log_w[:, part] += model.prior.log_prob(z[:, part])
-            log_w[:, part] -= bernoulli_nll(logits, x.repeat_interleave(len(part), dim=0)).view(len(x), -1)
+                logits = model.decode(z[:, part])  # (B, K, 1, 28, 28)
+            log_w[:, part] += model.prior.log_prob(z[:, part]) - bernoulli_nll(logits, x[:, None])
         nll.append(-log_mean_exp(log_w.double()))
     return torch.cat(nll).cpu()
 

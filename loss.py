@@ -33,18 +33,18 @@ class _CrossEntropy(torch.autograd.Function):
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """-log p(x|z) of a factorised Bernoulli decoder, in nats per image (paper: Appendix C.1).
 
-    `logits` (B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (B,), summed over pixels.
+    `logits` (..., B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (..., B), summed over pixels.
     With grey pixels this is the cross-entropy that most repositories report, not a likelihood of any data.
     """
-    return _CrossEntropy.apply(logits, x).flatten(1).sum(dim=1)
+    return _CrossEntropy.apply(logits, x).flatten(-3).sum(dim=-1)
 
 
 def squared_error(logits: Tensor, x: Tensor) -> Tensor:
     """||sigmoid(logits) - x||^2 per image: a Gaussian decoder's -log p(x|z) up to scale and constant (paper: Appendix C.2).
 
-    `logits` (B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (B,), summed over pixels.
+    `logits` (..., B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (..., B), summed over pixels.
     """
-    return (torch.sigmoid(logits) - x).square().flatten(1).sum(dim=1)
+    return (torch.sigmoid(logits) - x).square().flatten(-3).sum(dim=-1)
 
 
 def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:

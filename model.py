@@ -152,18 +152,24 @@ class VAE(nn.Module):
         return mu, F.logsigmoid(variance_logit)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
-        """z = mu + std * eps, with eps ~ N(0, I) drawn here unless it is given: (B, L) each -> (B, L) (paper: Section 2.4)."""
+        """z = mu + std * eps, with eps ~ N(0, I) drawn here unless it is given (paper: Section 2.4).
+
+        mu, logvar (B, L) and eps (..., B, L) -> z (..., B, L).
+        """
         std = torch.exp(0.5 * logvar)
         if eps is None:
             eps = torch.randn_like(std)
         return mu + std * eps
 
     def decode(self, z: Tensor) -> Tensor:
-        """p(x|z): z (B, L) -> logits (B, 1, 28, 28); sigmoid(logits) are the pixels' means."""
-        return self.decoder(z).float().view(-1, *IMAGE_SHAPE) + self.output_bias
+        """p(x|z): z (..., L) -> logits (..., 1, 28, 28); sigmoid(logits) are the pixels' means."""
+        return self.decoder(z.flatten(0, -2)).float().view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     def forward(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, 1, 28, 28) in [0, 1] -> logits (B, 1, 28, 28) of one posterior draw, mu (B, L), logvar (B, L)."""
+        """x (B, 1, 28, 28) in [0, 1] -> logits of a posterior draw for each eps, mu (B, L), logvar (B, L).
+
+        eps (..., B, L) -> logits (..., B, 1, 28, 28); without eps, one draw: (B, 1, 28, 28).
+        """
         mu, logvar = self.encode(x)
         z = self.reparameterize(mu, logvar, eps)
         return self.decode(z), mu, logvar

@@ -1,4 +1,4 @@
-"""Trains a VAE: flags -> data -> epochs -> checkpoints -> test figures. Owns the loop; holds no formula.
+"""Trains a VAE: flags -> data -> epochs -> checkpoints -> test figures. Owns the loop and what it minimises.
 
 python3 train.py
 python3 train.py --resume runs/MNIST_mlp_2d/last.pth
@@ -24,16 +24,17 @@ from checkpoint import load_checkpoint, locked_folder, save_checkpoint, write_cs
 from data import BINARIZE, DATASETS, batches, fixed_binarization, load_mnist
 from errors import UserError
 from evaluate import elbo_terms, posterior_noise
-from loss import bernoulli_nll, squared_error
+from loss import bernoulli_nll, gaussian_log_prob, log_mean_exp, squared_error
 from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, N_PIXELS, PRIORS, VAE, WIDTHS, VAEConfig
 from picture import save_grid
 
 WARMUP_STEPS = 500
 MAX_GRADIENT_NORM = 1000.0  # several times its usual size: shortens only the rare step that would wreck a run
 COLLAPSED_KLD = 0.1  # nats per image: below this, z says almost nothing about x
+MAX_IW_SAMPLES = 1000  # K of --n_iw_samples
 STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
 N_SAMPLES = 100  # of the prior, drawn after each epoch
-NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume")  # flags that a checkpoint does not carry
+NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume", "init_from")  # flags that a checkpoint does not carry
 
 
 def make_parser() -> ArgumentParser:
@@ -50,16 +51,19 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--prior", choices=PRIORS, default=VAEConfig.prior, help="standard normal, or a RealNVP flow")
     parser.add_argument("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
     parser.add_argument("--recon_weight", type=number(1e-6, 1e6), default=600.0, help="with bce, 784 / beta; 784 is -ELBO")
+    parser.add_argument("--n_iw_samples", type=integer(1, MAX_IW_SAMPLES), default=1, metavar="K", help="of the bound; 1: ELBO")
     parser.add_argument("--n_epochs", type=integer(1, 1_000_000), default=16, help="epochs in all, resumed ones included")
     parser.add_argument("--lr", type=number(1e-12, 1e3), default=1e-3, help="peak: after a warm-up, falls to 0 as a cosine")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")
     parser.add_argument("--save_dir", type=Path, default=None, help="folder of the run; default: a new one in ./runs")
-    parser.add_argument("--resume", type=Path, default=None, metavar="LAST_PTH", help="go on with an interrupted run")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init_from", type=Path, default=None, metavar="PTH", help="start a new run from these weights")
+    start.add_argument("--resume", type=Path, default=None, metavar="LAST_PTH", help="go on with an interrupted run")
     return parser
 
 
 def read_flags() -> tuple[Namespace, dict | None]:
-    """The flags, and the checkpoint to go on from, whose own flags then stand in for the defaults. Raises UserError."""
+    """The flags, and the checkpoint to start from. One to resume stands in for the flags' defaults. Raises UserError."""
     parser = make_parser()
     args, checkpoint = parser.parse_args(), None
     if args.resume:
@@ -85,7 +89,12 @@ def read_flags() -> tuple[Namespace, dict | None]:
         if checkpoint["metrics"] and not (args.save_dir / "best.pth").exists():
             raise UserError(f"{args.save_dir} holds no best.pth; put that of the run beside {args.resume}.")
     args.width = args.width or WIDTHS[args.arch]
-    read_config(args)
+    config = read_config(args)
+    if args.init_from:
+        model, checkpoint = load_checkpoint(args.init_from)
+        for name, value in vars(model.config).items():
+            if value != getattr(config, name):
+                raise UserError(f"--{name} is {getattr(config, name)} but {args.init_from} has {value}; give that.")
     args.save_dir = args.save_dir or new_folder(args)
     if not args.resume and any((args.save_dir / name).exists() for name in ("last.pth", "best.pth", "metrics.csv")):
         raise UserError(
@@ -138,14 +147,13 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
     for step, x in enumerate(batches(images, share, args.device, args.binarize, pixel_rng)):  # x (B, 1, 28, 28)
         lr = learning_rate((epoch - 1) * len(share) + step, args.n_epochs * len(share), args.lr)
         optimizer.param_groups[0]["lr"] = lr
-        eps = torch.randn(len(x), args.latent_dim, generator=noise_rng, device=args.device)  # (B, L)
+        eps = torch.randn(args.n_iw_samples, len(x), args.latent_dim, generator=noise_rng, device=args.device)  # (K, B, L)
 
         with cli.autocast(args.precision, args.device):
-            logits, mu, logvar = forward(x, eps)  # (B, 1, 28, 28), (B, L), (B, L)
-        nll = bernoulli_nll(logits, x)  # (B,)
-        recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (B,)
-        kl = model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, eps))  # (B,)
-        loss = args.recon_weight * recon.mean() / N_PIXELS + kl.mean()
+            logits, mu, logvar = forward(x, eps)  # (K, B, 1, 28, 28), (B, L), (B, L)
+        nll = bernoulli_nll(logits, x)  # (K, B)
+        recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (K, B)
+        kl, loss = kl_and_loss(model, recon, mu, logvar, model.reparameterize(mu, logvar, eps), args.recon_weight)
 
         optimizer.zero_grad()
         loss.backward()
@@ -154,7 +162,7 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
             clip_grads_with_norm_(parameters, MAX_GRADIENT_NORM, norm)
         optimizer.step()
 
-        history[step] = torch.stack((recon.sum(), kl.sum(), nll.sum())).detach()
+        history[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
         if (step + 1) % STEPS_PER_READ == 0 or step + 1 == len(share):
             stop_at_divergence(history[: step + 1], epoch, lr)
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
@@ -162,6 +170,20 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
     bar.close()
     recon, kl, nll = (cli.sum_over_processes(history.double().sum(dim=0)) / (len(order) * world_size)).tolist()
     return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
+
+
+def kl_and_loss(model: VAE, recon: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, recon_weight: float) -> tuple[Tensor, Tensor]:
+    """KL(q(z|x) || p(z)) in nats, and the loss of a batch (): recon (K, B), mu and logvar (B, L), z (K, B, L) ~ q(z|x).
+
+    With K = 1 the loss is recon_weight * recon / 784 + KL, the paper's with a weight (eq. 7). With more draws it is the
+    importance-weighted bound of Burda et al. 2016 (eq. 8), negated, where that takes the place of -log p(x|z).
+    """
+    recon = recon_weight / N_PIXELS * recon
+    kl = model.prior.kl(mu, logvar, z)  # (B,) in closed form, or (K, B)
+    if len(z) == 1:
+        return kl, recon.mean() + kl.mean()
+    log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar) - recon  # (K, B)
+    return kl, -log_mean_exp(log_w.T).mean()
 
 
 def stop_at_divergence(figures: Tensor, epoch: int, lr: float, moment: str = "step {}") -> None:
@@ -191,7 +213,7 @@ def describe(figures: dict[str, float]) -> str:
 
 
 def objective(row: dict, args: Namespace) -> float:
-    """The validation loss of a row of metrics: what best.pth is the best in."""
+    """The validation loss of a row of metrics: what best.pth is the best in, unless the run lowers another bound."""
     return args.recon_weight * row["val_recon_loss"] + row["val_kld_loss"]
 
 
@@ -211,6 +233,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
     metrics = []
     if checkpoint:
         model.load_state_dict(checkpoint["weights"])
+    if args.resume:
         metrics = checkpoint["metrics"]
         try:
             optimizer.load_state_dict(checkpoint["training"]["optimizer"])
@@ -245,7 +268,7 @@ def train(args: Namespace, checkpoint: dict | None) -> None:
         stop_at_divergence(torch.tensor([[*held_out.values()]]), epoch, lr, "validation")
         row = {"epoch": epoch} | {f"train_{k}": v for k, v in trained.items()} | {f"val_{k}": v for k, v in held_out.items()}
         metrics.append(row | {"lr": lr, "seconds": round(seconds, 3)})
-        is_best = objective(row, args) <= min(objective(r, args) for r in metrics)
+        is_best = args.n_iw_samples > 1 or objective(row, args) <= min(objective(r, args) for r in metrics)
         if rank > 0:
             continue
         samples = model.sample(N_SAMPLES, cli.rng(args.seed, device=args.device))  # the same draws each time

@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 import cli
 from data import load_mnist
 from model import N_PIXELS, VAE, WIDTHS, Linear, VAEConfig
-from train import train_one_epoch
+from train import make_parser, train_one_epoch
 
 BATCH_SIZE = 128
 
@@ -55,7 +55,7 @@ KINDS = {  # of operators, by how their names begin
 
 def our_epoch(model: VAE, images: torch.Tensor, args: Namespace) -> float:
     """Seconds of train.py's own loop over the images."""
-    args = Namespace(**vars(args), latent_dim=model.config.latent_dim)
+    args = Namespace(**vars(args) | {"latent_dim": model.config.latent_dim})
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     start = time.perf_counter()
     train_one_epoch(model, model, optimizer, images, args, epoch=1)
@@ -119,8 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device = torch.device("cpu")
     args.precision = cli.pick_precision(args.precision, args.device)
-    run = {"lr": 1e-3, "n_epochs": 1, "binarize": "none", "recon_loss": "bce", "recon_weight": float(N_PIXELS)}
-    args = Namespace(**vars(args), **run)
+    args = Namespace(**vars(make_parser().parse_args([])) | vars(args) | {"n_epochs": 1, "recon_weight": float(N_PIXELS)})
 
     images, _ = load_mnist(args.data_dir, "train")
     images = images[: args.n_images]

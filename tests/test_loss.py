@@ -43,6 +43,9 @@ def test_bernoulli_nll_is_that_of_torch_distributions():
     x = (GREY > 0.5).float()
     truth = -Independent(Bernoulli(logits=LOGITS), 3).log_prob(x)
     torch.testing.assert_close(loss.bernoulli_nll(LOGITS, x), truth)
+    draws = torch.stack((LOGITS, -LOGITS, 2 * LOGITS))  # (K, B, 1, 28, 28) against the same x
+    truth = -Independent(Bernoulli(logits=draws), 3).log_prob(x)
+    torch.testing.assert_close(loss.bernoulli_nll(draws, x), truth)
 
 
 def test_bernoulli_nll_of_grey_pixels_is_the_mean_over_their_binarisations():

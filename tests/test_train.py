@@ -6,8 +6,9 @@ import signal
 
 import pytest
 import torch
-from conftest import TINY, liven
-from torch.distributions import Normal
+import torch.nn.functional as F
+from conftest import TINY, liven, one_sentence
+from torch.distributions import Independent, Normal
 
 import cli
 import train
@@ -44,11 +45,11 @@ def digits():
     return load_mnist(DATA_DIR, "train")[0][:512]
 
 
-@pytest.mark.parametrize("arch", ["mlp", "conv"])
-@pytest.mark.parametrize("recon_loss", ["bce", "mse"])
-def test_training_on_512_digits_lowers_the_loss(monkeypatch, tmp_path, digits, arch, recon_loss):
+@pytest.mark.parametrize(("arch", "recon_loss", "n_iw_samples"), [("mlp", "bce", 1), ("mlp", "mse", 3), ("conv", "bce", 3)])
+def test_training_on_512_digits_lowers_the_loss(monkeypatch, tmp_path, digits, arch, recon_loss, n_iw_samples):
     size = ("--arch", arch, "--width", "32", "--n_blocks", "1", "--batch_size", "16", "--lr", "0.003", "--n_epochs", "8")
-    args = flags(monkeypatch, tmp_path, *size, "--recon_loss", recon_loss, "--recon_weight", "2000")
+    what = ("--recon_loss", recon_loss, "--n_iw_samples", str(n_iw_samples), "--recon_weight", "2000")
+    args = flags(monkeypatch, tmp_path, *size, *what)
     torch.manual_seed(0)
     model = VAE(VAEConfig(arch, 2, 32, 1), digits.float().mean(dim=0) / 255)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
@@ -100,6 +101,51 @@ def test_the_training_figures_average_over_images_the_smaller_last_batch_too(mon
     assert trained["kld_loss"] == pytest.approx(held_out["kld_loss"], rel=0.01)
     assert trained["recon_loss"] == pytest.approx(held_out["recon_loss"], rel=0.01)
     assert trained["neg_elbo"] == pytest.approx(held_out["neg_elbo"], rel=0.01)
+
+
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+@pytest.mark.parametrize("n_draws", [1, 3])
+def test_the_loss_is_the_weighted_bound_by_torch_distributions(digits, prior, n_draws):
+    """-ELBO for one draw, -log of the mean importance weight for several, image by image and draw by draw."""
+    torch.manual_seed(0)
+    model, weight = VAE(VAEConfig("mlp", 3, 16, 1, prior)), 500.0
+    if prior == "flow":
+        liven(model.prior)
+    x, eps = digits[:4] / 255, torch.randn(n_draws, 4, 3)
+    logits, mu, logvar = model(x, eps)
+    z = model.reparameterize(mu, logvar, eps)
+    kl, loss = train.kl_and_loss(model, bernoulli_nll(logits, x), mu, logvar, z, weight)
+
+    truth = 0.0
+    for i in range(4):
+        posterior = Independent(Normal(mu[i], torch.exp(0.5 * logvar[i])), 1)
+        log_w = []
+        for draw in range(n_draws):
+            log_p_x = -F.binary_cross_entropy(torch.sigmoid(logits[draw, i]), x[i], reduction="sum")
+            log_w.append(weight / 784 * log_p_x + model.prior.log_prob(z[draw, i]) - posterior.log_prob(z[draw, i]))
+        bound = torch.stack(log_w).double().exp().mean().log().float() if n_draws > 1 else log_w[0]
+        if n_draws == 1 and prior == "normal":  # the closed form in place of the draw
+            standard = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
+            bound = weight / 784 * log_p_x - torch.distributions.kl_divergence(posterior, standard)
+        truth = truth - bound / 4
+    torch.testing.assert_close(loss, truth)
+    assert kl.shape == ((4,) if prior == "normal" else (n_draws, 4))
+
+
+def test_a_new_run_starts_from_the_weights_it_is_given(trainer, tiny_run, tmp_path):
+    figures = rows(tiny_run / "metrics.csv")[-1]
+    start = ("--init_from", tiny_run / "last.pth", "--n_epochs", "1", "--lr", "1e-12")
+    done = trainer(tmp_path, *TINY, *start, "--n_iw_samples", "3", "--save_dir", "run")
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(tmp_path / "run" / "metrics.csv")
+    for name in ("val_recon_loss", "val_kld_loss"):  # the same images and noise; nothing can be learned at this rate
+        assert float(row[name]) == pytest.approx(float(figures[name]), rel=1e-4)
+    refused = trainer(tmp_path, *TINY, *start, "--latent_dim", "3", "--save_dir", "other")
+    assert refused.returncode == 2
+    sentence = one_sentence(refused.stderr)
+    assert "--latent_dim is 3" in sentence
+    assert "has 2" in sentence
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():

@@ -24,7 +24,7 @@ import cli
 from checkpoint import locked_folder, write_csv
 from data import fixed_binarization, load_mnist
 from model import N_PIXELS, VAE, Linear, VAEConfig
-from train import held_out_figures, train_one_epoch
+from train import held_out_figures, make_parser, train_one_epoch
 from vis.common import DIGIT_COLOURS, plt, save_figure
 
 HIDDEN, BATCH_SIZE, N_TRAIN = 500, 100, 50_000
@@ -43,7 +43,7 @@ def paper_model(latent_dim: int, mean_image: torch.Tensor) -> VAE:
 
 def train_curve(latent_dim: int, args: Namespace) -> list[dict]:
     """Trains for args.n_epochs; a row of COLUMNS after about ten epochs in each factor of ten."""
-    args = Namespace(**vars(args), latent_dim=latent_dim)
+    args = Namespace(**vars(args) | {"latent_dim": latent_dim})
     images, _ = load_mnist(args.data_dir, "train")
     test_images = fixed_binarization(load_mnist(args.data_dir, "test")[0], args.binarize)
     torch.manual_seed(args.seed)
@@ -73,11 +73,11 @@ def main() -> None:
     parser.add_argument("--lr", type=cli.number(1e-6, 1), default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--save_dir", type=Path, default=Path("figures"), help="folder for figure_2.csv and figure_2.png")
     cli.add_common_flags(parser, batch_size=BATCH_SIZE)
-    args = parser.parse_args()
+    args = Namespace(**vars(make_parser().parse_args([])) | vars(parser.parse_args()))
     args.device = cli.pick_device(args.device)
     args.precision = cli.pick_precision(args.precision, args.device)
     args.n_epochs = args.n_samples // N_TRAIN
-    args.binarize, args.recon_loss, args.recon_weight = "dynamic", "bce", float(N_PIXELS)  # the exact ELBO
+    args.binarize, args.recon_weight = "dynamic", float(N_PIXELS)  # the exact ELBO
 
     sizes = list(PAPER_TEST_ELBO)
     rows, start = [], time.perf_counter()
