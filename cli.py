@@ -90,8 +90,9 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of every process's `tensor`, in place."""
+    """The sum of every process's `tensor`, which is on the CPU."""
     if dist.is_initialized():
+        tensor = tensor.cuda() if dist.get_backend() == "nccl" else tensor
         dist.all_reduce(tensor)
     return tensor
 

@@ -47,7 +47,7 @@ def elbo_terms(model: VAE, images: Tensor, eps: Tensor, device: torch.device, pr
         kl = model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, noise))
         parts.append((bernoulli_nll(logits, x), kl, squared_error(logits, x), mu, logvar))
     names = ("recon", "kl", "squared_error", "mu", "logvar")
-    return {name: torch.cat(part).double().cpu() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
+    return {name: torch.cat(part).cpu().double() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
 
 def kl_of_dimensions(mu: Tensor, logvar: Tensor, prior: str) -> Tensor:
@@ -72,7 +72,7 @@ def importance_weighted_nll(
 ) -> Tensor:
     """-L_K of Burda et al. 2016 (eq. 8) for images (N, 1, 28, 28) uint8: (N,) float64 nats, an upper bound of -log p(x).
 
-    Each image is encoded once and its K = `n_samples` draws are decoded in batches of at most `batch_size`, so memory
+    Each image is encoded once, and its K = `n_samples` draws are decoded in batches of at most `batch_size`, so memory
     does not grow with K. The draws of image i depend on i alone.
     """
     nll = []
@@ -85,11 +85,12 @@ def importance_weighted_nll(
         z = model.reparameterize(mu[:, None], logvar[:, None], torch.stack(eps).to(device))  # (B, K, L)
         log_w = -gaussian_log_prob(z, mu[:, None], logvar[:, None])  # (B, K)
         for part in torch.arange(n_samples).split(batch_size):
+            z_part = z[:, part]  # (B, P, L)
             with cli.autocast(precision, device):
-                logits = model.decode(z[:, part])  # (B, K, 1, 28, 28)
-            log_w[:, part] += model.prior.log_prob(z[:, part]) - bernoulli_nll(logits, x[:, None])
-        nll.append(-log_mean_exp(log_w.double()))
-    return torch.cat(nll).cpu()
+                logits = model.decode(z_part)  # (B, P, 1, 28, 28)
+            log_w[:, part] += model.prior.log_prob(z_part) - bernoulli_nll(logits, x[:, None])
+        nll.append(-log_mean_exp(log_w.cpu().double()))
+    return torch.cat(nll)
 
 
 @torch.inference_mode()
@@ -100,12 +101,12 @@ def grid_log_sum(model: VAE, x: Tensor, n: int, shift: tuple[float, float]) -> T
     """
     step = 2 * GRID_LIMIT / n
     rows, columns = (torch.arange(n, device=x.device) * step - GRID_LIMIT + by * step for by in shift)
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64)
     for row in tqdm(rows, desc=f"quadrature, {n} x {n}", leave=False, disable=None):
         u = torch.stack((row.expand(n), columns), dim=1)  # (n, 2)
         logits = model.decode(model.prior.from_normal(u)).flatten(1)  # (n, 784)
         log_joint = x @ logits.T + (standard_normal_log_prob(u) - F.softplus(logits).sum(dim=1))  # (N, n)
-        total = torch.logaddexp(total, log_joint.logsumexp(dim=1).double())
+        total = torch.logaddexp(total, log_joint.logsumexp(dim=1).cpu().double())
     return total
 
 
@@ -123,7 +124,7 @@ def exact_nll(model: VAE, images: Tensor, device: torch.device, n_grid: int = CO
         finer = torch.stack((log_sum, *between)).logsumexp(dim=0)
         change = abs((finer - log_sum).mean().item() - math.log(4))  # a cell is now a quarter as large
         log_sum, n_grid = finer, 2 * n_grid
-    return -(log_sum + 2 * math.log(2 * GRID_LIMIT / n_grid)).cpu(), n_grid, change
+    return -(log_sum + 2 * math.log(2 * GRID_LIMIT / n_grid)), n_grid, change
 
 
 def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = 20) -> Tensor:
@@ -144,7 +145,7 @@ def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tens
 def evaluate(args: Namespace) -> dict:
     """All figures of a checkpoint as a flat dict of plain values, in the order of the table."""
     device = cli.pick_device(args.device)
-    precision = cli.pick_precision(args.precision, device)
+    precision = "fp32" if args.exact else cli.pick_precision(args.precision, device)  # as the integral is
     model, checkpoint = load_checkpoint(args.model_params, device)
     latent_dim, dataset = model.config.latent_dim, checkpoint["args"]["dataset"]
     if args.exact and latent_dim != 2:
@@ -230,7 +231,7 @@ def main() -> None:
     parser.add_argument("--n_images", type=cli.integer(1, 10_000), default=10_000, help="of a fixed permutation the first")
     parser.add_argument("--binarize", choices=BINARIZE, default=None, help="default: as the checkpoint was trained")
     parser.add_argument("--n_importance_samples", type=cli.integer(1, 10**6), default=500, metavar="K", help="for the NLL")
-    parser.add_argument("--exact", action="store_true", help="2 dimensions: integrate over the prior; the independent truth")
+    parser.add_argument("--exact", action="store_true", help="2 dimensions: integrate over the prior, in fp32")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     result = evaluate(args := parser.parse_args())
     print(json.dumps(result)) if args.json else print_table(result)

@@ -33,7 +33,7 @@ class _CrossEntropy(torch.autograd.Function):
 def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
     """-log p(x|z) of a factorised Bernoulli decoder, in nats per image (paper: Appendix C.1).
 
-    `logits` (..., B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (..., B), summed over pixels.
+    `logits` (..., B, 1, 28, 28) real; `x` in [0, 1] of a shape that broadcasts to it. Returns (..., B), summed over pixels.
     With grey pixels this is the cross-entropy that most repositories report, not a likelihood of any data.
     """
     return _CrossEntropy.apply(logits, x).flatten(-3).sum(dim=-1)
@@ -42,7 +42,7 @@ def bernoulli_nll(logits: Tensor, x: Tensor) -> Tensor:
 def squared_error(logits: Tensor, x: Tensor) -> Tensor:
     """||sigmoid(logits) - x||^2 per image: a Gaussian decoder's -log p(x|z) up to scale and constant (paper: Appendix C.2).
 
-    `logits` (..., B, 1, 28, 28) real; `x` (B, 1, 28, 28) in [0, 1]. Returns (..., B), summed over pixels.
+    `logits` (..., B, 1, 28, 28) real; `x` in [0, 1] of a shape that broadcasts to it. Returns (..., B), summed over pixels.
     """
     return (torch.sigmoid(logits) - x).square().flatten(-3).sum(dim=-1)
 

@@ -162,7 +162,7 @@ class VAE(nn.Module):
         return mu + std * eps
 
     def decode(self, z: Tensor) -> Tensor:
-        """p(x|z): z (..., L) -> logits (..., 1, 28, 28); sigmoid(logits) are the pixels' means."""
+        """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); sigmoid(logits) are the pixels' means."""
         return self.decoder(z.flatten(0, -2)).float().view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     def forward(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ class NormalPrior(nn.Module):
         return standard_normal_log_prob(z)
 
     def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """KL(q(z|x) || p(z)) in nats per image, in closed form: (B, L) three times -> (B,)."""
+        """KL(q(z|x) || p(z)) in nats per image, in closed form: mu and logvar (B, L) -> (B,); z is not needed."""
         return kl_divergence(mu, logvar)
 
     def from_normal(self, u: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class FlowPrior(nn.Module):
         return standard_normal_log_prob(z) + log_det
 
     def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """log q(z|x) - log p(z), whose mean over z ~ q(z|x) is the KL divergence: (B, L) three times -> (B,) nats."""
+        """log q(z|x) - log p(z), nats, whose mean over z ~ q(z|x) is the KL: mu, logvar (B, L), z (..., B, L) -> (..., B)."""
         return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
 
     def from_normal(self, u: Tensor) -> Tensor:

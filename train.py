@@ -31,7 +31,7 @@ from picture import save_grid
 WARMUP_STEPS = 500
 MAX_GRADIENT_NORM = 1000.0  # several times its usual size: shortens only the rare step that would wreck a run
 COLLAPSED_KLD = 0.1  # nats per image: below this, z says almost nothing about x
-MAX_IW_SAMPLES = 1000  # K of --n_iw_samples
+MAX_IW_SAMPLES = 100  # K of --n_iw_samples
 STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
 N_SAMPLES = 100  # of the prior, drawn after each epoch
 NOT_OF_THE_RUN = ("data_dir", "save_dir", "device", "resume", "init_from")  # flags that a checkpoint does not carry
@@ -70,7 +70,8 @@ def read_flags() -> tuple[Namespace, dict | None]:
         _, checkpoint = load_checkpoint(args.resume)
         if "training" not in checkpoint:
             raise UserError(f"{args.resume} holds no state to go on from; give the last.pth of the run.")
-        saved = checkpoint["args"]
+        saved = vars(parser.parse_args([])) | checkpoint["args"]  # a flag that is younger than the run had its default
+        saved = {name: value for name, value in saved.items() if name not in NOT_OF_THE_RUN}
         if any(name not in args or type(saved[name]) not in (int, type(parser.get_default(name))) for name in saved):
             raise UserError(f"{args.resume} holds flags that are not of this version of train.py; start a new run.")
         args = parser.parse_args(namespace=Namespace(**saved))
@@ -140,7 +141,7 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
     pixel_rng = cli.rng(args.seed, epoch, rank, 1)
     noise_rng = cli.rng(args.seed, epoch, rank, 2, device=args.device)
     parameters = optimizer.param_groups[0]["params"]
-    history = torch.zeros(len(share), 3, device=args.device)  # sums over each step's images
+    history = torch.zeros(len(share), 4, device=args.device)  # sums over each step's images
     forward.train()
     bar = tqdm(total=len(share), desc=f"epoch {epoch}/{args.n_epochs}", leave=False, unit="batch", disable=rank > 0 or None)
 
@@ -162,21 +163,22 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
             clip_grads_with_norm_(parameters, MAX_GRADIENT_NORM, norm)
         optimizer.step()
 
-        history[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
+        history[step] = torch.stack((recon.mean(), kl.mean(), nll.mean(), loss)).detach() * len(x)
         if (step + 1) % STEPS_PER_READ == 0 or step + 1 == len(share):
             stop_at_divergence(history[: step + 1], epoch, lr)
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
             bar.update(step + 1 - bar.n)
     bar.close()
-    recon, kl, nll = (cli.sum_over_processes(history.double().sum(dim=0)) / (len(order) * world_size)).tolist()
+    sums = cli.sum_over_processes(history.cpu().double().sum(dim=0))
+    recon, kl, nll, _ = (sums / (len(order) * world_size)).tolist()
     return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
 
 
 def kl_and_loss(model: VAE, recon: Tensor, mu: Tensor, logvar: Tensor, z: Tensor, recon_weight: float) -> tuple[Tensor, Tensor]:
     """KL(q(z|x) || p(z)) in nats, and the loss of a batch (): recon (K, B), mu and logvar (B, L), z (K, B, L) ~ q(z|x).
 
-    With K = 1 the loss is recon_weight * recon / 784 + KL, the paper's with a weight (eq. 7). With more draws it is the
-    importance-weighted bound of Burda et al. 2016 (eq. 8), negated, where that takes the place of -log p(x|z).
+    With K = 1 the loss is recon_weight * recon / 784 + KL: the paper's, weighted (eq. 7). With more draws it is the
+    importance-weighted bound of Burda et al. 2016 (eq. 8), negated, with recon_weight * recon / 784 for -log p(x|z).
     """
     recon = recon_weight / N_PIXELS * recon
     kl = model.prior.kl(mu, logvar, z)  # (B,) in closed form, or (K, B)
@@ -202,7 +204,7 @@ def held_out_figures(model: VAE, images: Tensor, args: Namespace, precision: str
     share = slice(rank, None, world_size)
     eps = posterior_noise(len(images), args.latent_dim)
     terms = elbo_terms(model, images[share], eps[share], args.device, precision, batch_size=1000)
-    sums = torch.stack([terms[name].sum() for name in ("recon", "kl", "squared_error")]).to(args.device)
+    sums = torch.stack([terms[name].sum() for name in ("recon", "kl", "squared_error")])
     nll, kl, squared = (cli.sum_over_processes(sums) / len(images)).tolist()
     recon = nll if args.recon_loss == "bce" else squared
     return {"recon_loss": recon / N_PIXELS, "kld_loss": kl, "neg_elbo": nll + kl}
@@ -293,7 +295,7 @@ def print_test_figures(args: Namespace) -> None:
     best_path = args.save_dir / "best.pth"
     best, checkpoint = load_checkpoint(best_path, args.device)
     images = fixed_binarization(load_mnist(args.data_dir, "test", args.dataset)[0], args.binarize)
-    test = held_out_figures(best, images, args, "fp32")
+    test = held_out_figures(best, images, args, args.precision)
     print(f"test, {len(images):,} images, best epoch {len(checkpoint['metrics'])}: {describe(test)}")
     print(f"wrote {best_path}, {args.save_dir / 'last.pth'}, {args.save_dir / 'metrics.csv'}, {args.save_dir / 'samples'}")
 

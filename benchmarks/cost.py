@@ -55,7 +55,7 @@ def startup() -> float:
 
 
 def main() -> None:
-    cli.parser("Measures seconds an epoch and peak memory of train.py as its flags grow.").parse_args()
+    cli.parser("Measures the start-up of train.py, and its seconds an epoch and peak memory as its flags grow.").parse_args()
     times = sorted(startup() for _ in range(N_STARTS))
     print(f"start-up, one step and its validation: {times[N_STARTS // 2]:.1f} s ({times[0]:.1f} to {times[-1]:.1f})\n")
     print("| flag | value | seconds an epoch | microseconds an image | peak memory, MB |")

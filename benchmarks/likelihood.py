@@ -61,7 +61,7 @@ def main() -> None:
     epochs = train(args.save_dir, *flags, "--n_epochs", str(n_epochs))
     minutes = (time.perf_counter() - start) / 60
     command = [sys.executable, ROOT / "evaluate.py", "--model_params", args.save_dir / "best.pth", "--split", "val", "--json"]
-    command += ["--precision", "auto", "--n_images", str(N_EVALUATED)]
+    command += ["--n_images", str(N_EVALUATED)]
     result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
     print(f"{n_epochs} epochs, {minutes:.1f} minutes for the whole command: " + " ".join(["train.py", *RECIPE, *flags]))

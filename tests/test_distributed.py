@@ -64,9 +64,9 @@ def torchrun(folder: Path, *flags: str, **environment: str) -> subprocess.Comple
     )
 
 
-@pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_two_processes_train_one_model(tmp_path, prior):
-    done = torchrun(tmp_path, "--prior", prior)
+@pytest.mark.parametrize(("prior", "n_iw_samples"), [("normal", "1"), ("flow", "3")])
+def test_two_processes_train_one_model(tmp_path, prior, n_iw_samples):
+    done = torchrun(tmp_path, "--prior", prior, "--n_iw_samples", n_iw_samples)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1))
 

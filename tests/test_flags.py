@@ -8,7 +8,10 @@ from argparse import Action, ArgumentParser
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, one_sentence, run_script
+
+from checkpoint import load_checkpoint
 
 SCRIPTS = [path for path in ("train.py", "evaluate.py", *ROOT.glob("vis/*/main.py")) if (ROOT / path).exists()]
 NAMES = [str((ROOT / path).relative_to(ROOT)) for path in SCRIPTS]
@@ -111,6 +114,7 @@ def test_a_usage_error_comes_before_any_work(tmp_path):
         "--lr 1e3",
         "--lr 1e3 --prior flow",
         "--latent_dim 1024 --prior flow",
+        "--n_iw_samples 100 --batch_size 2 --n_train 4",
         "--seed 0 --recon_loss mse",
         "--seed 2147483647 --binarize dynamic",
     ],
@@ -136,6 +140,7 @@ def test_the_ends_of_the_ranges_train_or_diverge_with_a_sentence(trainer, tmp_pa
         ("width", "32", "16"),
         ("lr", "0.5", "0.001"),
         ("seed", "1", "888"),
+        ("n_iw_samples", "3", "1"),
         ("n_epochs", "1", "2"),
     ],
 )
@@ -147,6 +152,24 @@ def test_resuming_with_another_flag_names_it_and_both_values(trainer, tiny_run, 
     for text in (f"--{flag}", given, saved):
         assert text in sentence
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_resuming_a_run_that_is_older_than_a_flag_takes_its_default(trainer, tiny_run, tmp_path):
+    checkpoint = load_checkpoint(tiny_run / "last.pth")[1]
+    del checkpoint["args"]["n_iw_samples"]
+    torch.save(checkpoint, tmp_path / "last.pth")
+    shutil.copy(tiny_run / "best.pth", tmp_path)
+    refused = trainer(tmp_path, "--resume", "last.pth", "--n_iw_samples", "3")
+    assert refused.returncode == 2
+    assert "--n_iw_samples is 3 but the run to resume has 1" in one_sentence(refused.stderr)
+    done = trainer(tmp_path, "--resume", "last.pth", "--n_epochs", "3")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_is_either_new_or_resumed(trainer, tiny_run, tmp_path):
+    refused = trainer(tmp_path, "--resume", tiny_run / "last.pth", "--init_from", tiny_run / "best.pth")
+    assert refused.returncode == 2
+    assert "not allowed with" in refused.stderr
 
 
 def test_resuming_takes_the_flags_of_the_run_and_more_epochs(trainer, tiny_run, tmp_path):

@@ -63,6 +63,10 @@ def test_forward_is_encode_reparameterize_decode(model):
     eps = torch.randn(5, 3, generator=RNG)
     logits, mu, logvar = model(X, eps)
     torch.testing.assert_close(logits, model.decode(mu + torch.exp(0.5 * logvar) * eps))
+    draws = torch.randn(4, 5, 3, generator=RNG)
+    several, _, _ = model(X, draws)
+    for i, one in enumerate(draws):
+        torch.testing.assert_close(several[i], model(X, one)[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", SMALL)

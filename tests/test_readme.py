@@ -85,7 +85,7 @@ def test_evaluate_prints_the_readmes_figures(tmp_path):
             [float(figure) for figure in re.findall(r"\d+\.?\d*", re.search(rf"^  {label} (.*)", text, re.MULTILINE)[1])]
             for text in (done.stdout, README)
         )
-        assert printed == pytest.approx(shown, abs=0.02), label
+        assert printed == pytest.approx(shown, abs=0.003 if label == "k-NN accuracy" else 0.02), label
 
 
 def test_the_table_of_flags_is_that_of_the_parser():

@@ -73,11 +73,12 @@ def main() -> None:
     parser.add_argument("--lr", type=cli.number(1e-6, 1), default=1e-3, help="peak learning rate of AdamW")
     parser.add_argument("--save_dir", type=Path, default=Path("figures"), help="folder for figure_2.csv and figure_2.png")
     cli.add_common_flags(parser, batch_size=BATCH_SIZE)
-    args = Namespace(**vars(make_parser().parse_args([])) | vars(parser.parse_args()))
+    args = parser.parse_args()
+    args = Namespace(**vars(make_parser().parse_args([])) | vars(args))
     args.device = cli.pick_device(args.device)
     args.precision = cli.pick_precision(args.precision, args.device)
     args.n_epochs = args.n_samples // N_TRAIN
-    args.binarize, args.recon_weight = "dynamic", float(N_PIXELS)  # the exact ELBO
+    args.binarize, args.recon_loss, args.recon_weight = "dynamic", "bce", float(N_PIXELS)  # the exact ELBO
 
     sizes = list(PAPER_TEST_ELBO)
     rows, start = [], time.perf_counter()
