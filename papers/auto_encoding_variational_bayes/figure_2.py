@@ -95,6 +95,8 @@ def main() -> None:
                 f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
+        workers.close()
+        workers.join()  # their end is quieter than what the pool does to them
         write_csv(args.save_dir / "figure_2.csv", rows)
         draw(rows, args.save_dir)
 
