@@ -226,7 +226,7 @@ def print_table(result: dict) -> None:
 def main() -> None:
     parser = cli.parser("Prints a checkpoint's figures on held-out images, in nats per image.")
     parser.add_argument("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    cli.add_common_flags(parser, batch_size=4096)
+    cli.add_common_flags(parser, batch_size=1024)
     parser.add_argument("--split", choices=("val", "test"), default="test", help="which images")
     parser.add_argument("--n_images", type=cli.integer(1, 10_000), default=10_000, help="of a fixed permutation the first")
     parser.add_argument("--binarize", choices=BINARIZE, default=None, help="default: as the checkpoint was trained")
