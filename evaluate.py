@@ -75,7 +75,7 @@ def importance_weighted_nll(
     Each image is encoded once, and its K = `n_samples` draws are decoded in batches of at most `batch_size`, so memory
     does not grow with K. The draws of image i depend on i alone.
     """
-    nll = []
+    nll = torch.empty(len(images), dtype=torch.float64)  # whole: small pieces would scatter over the heap, and it grow
     n_together = max(1, batch_size // n_samples)  # images whose draws fill a batch
     for i, chunk in enumerate(tqdm(images.split(n_together), desc="importance sampling", leave=False, disable=None)):
         x = to_float(chunk, device)  # (B, 1, 28, 28)
@@ -89,8 +89,8 @@ def importance_weighted_nll(
             with cli.autocast(precision, device):
                 logits = model.decode(z_part)  # (B, P, 1, 28, 28)
             log_w[:, part] += model.prior.log_prob(z_part) - bernoulli_nll(logits, x[:, None])
-        nll.append(-log_mean_exp(log_w.cpu().double()))
-    return torch.cat(nll)
+        nll[i * n_together :][: len(x)] = -log_mean_exp(log_w.cpu().double())
+    return nll
 
 
 @torch.inference_mode()
