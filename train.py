@@ -141,7 +141,7 @@ def train_one_epoch(model: VAE, forward, optimizer: AdamW, images: Tensor, args:
     pixel_rng = cli.rng(args.seed, epoch, rank, 1)
     noise_rng = cli.rng(args.seed, epoch, rank, 2, device=args.device)
     parameters = optimizer.param_groups[0]["params"]
-    history = torch.zeros(len(share), 4, device=args.device)  # sums over each step's images
+    history = torch.zeros(len(share), 4, device=args.device)  # sums over each step's images; the loss for `stop_at_divergence`
     forward.train()
     bar = tqdm(total=len(share), desc=f"epoch {epoch}/{args.n_epochs}", leave=False, unit="batch", disable=rank > 0 or None)
 
