@@ -28,7 +28,7 @@ class VAEConfig:
     arch: str = "mlp"
     latent_dim: int = 2  # L
     width: int = 512  # hidden units of "mlp", channels of "conv"
-    n_blocks: int = 3  # residual blocks in the decoder; the encoder has one less in "mlp", as many in "conv"
+    n_blocks: int = 3  # residual blocks of the decoder; the encoder has one less, but in "conv" at least one
     prior: str = "normal"  # a "flow" is learned; it needs two dimensions
 
     def __post_init__(self):
@@ -105,8 +105,11 @@ class Encoder(nn.Sequential):
             layers += linear_blocks(width, config.n_blocks - 1)
             layers += [nn.SiLU(), Linear(width, head)]
         else:
-            layers = [nn.PixelUnshuffle(4), nn.Conv2d(16, width, 3, padding=1)]  # (B, 16, 7, 7), (B, width, 7, 7)
-            layers += conv_blocks(width, config.n_blocks)
+            half = (width + 1) // 2
+            layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, 3, padding=1)]  # (B, 4, 14, 14), (B, half, 14, 14)
+            layers += conv_blocks(half, config.n_blocks - 2)
+            layers += [nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * half, width, 1)]  # (B, width, 7, 7)
+            layers += conv_blocks(width, 1)
             layers += [nn.SiLU(), nn.Flatten(), Shortcut(49 * width, 8 * width, head)]
         super().__init__(*layers)
 
@@ -120,9 +123,12 @@ class Decoder(nn.Sequential):
             layers = [Linear(latent_dim, width), *linear_blocks(width, config.n_blocks)]  # (B, width)
             layers += [nn.SiLU(), Linear(width, N_PIXELS, bias=False)]
         else:
+            half = (width + 1) // 2
             layers = [Shortcut(latent_dim, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]  # (B, width, 7, 7)
-            layers += conv_blocks(width, config.n_blocks)
-            layers += [nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1, bias=False), nn.PixelShuffle(4)]
+            layers += conv_blocks(width, 1)
+            layers += [nn.SiLU(), nn.Conv2d(width, 4 * half, 1), nn.PixelShuffle(2)]  # (B, half, 14, 14)
+            layers += conv_blocks(half, config.n_blocks - 1)
+            layers += [nn.SiLU(), nn.Conv2d(half, 4, 3, padding=1, bias=False), nn.PixelShuffle(2)]
         super().__init__(*layers)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import cli
 from errors import UserError
 from evaluate import ACTIVE_VARIANCE
-from model import Linear, Residual, Shortcut
+from model import IMAGE_SHAPE, Linear, Residual, Shortcut
 from prior import FlowPrior
 from vis.common import DIGIT_COLOURS, Subject, load_subject, make_parser
 
@@ -64,16 +64,21 @@ def to_integers(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> list[dict]:
     """The layers as the page's interpreter knows them. It keeps arrays flat, so reshaping is nothing to it."""
-    layers = []
+    layers, side = [], IMAGE_SHAPE[-1]  # of the images that convolutions see
     for module in modules:
         match module:
-            case nn.Flatten() | nn.Unflatten():
+            case nn.Flatten():
+                continue
+            case nn.Unflatten():
+                side = module.unflattened_size[-1]
                 continue
             case nn.Linear():
                 weight = module.weight.T if isinstance(module, Linear) else module.weight  # ours stores the transpose
                 layer = {"op": "linear"} | cargo.put_weights(weight, module.bias, dtype)
             case nn.Conv2d(kernel_size=(3, 3), padding=(1, 1), stride=(1, 1), dilation=(1, 1), groups=1):
                 layer = {"op": "conv3x3"} | cargo.put_weights(module.weight, module.bias, dtype)
+            case nn.Conv2d(kernel_size=(1, 1), padding=(0, 0), stride=(1, 1), groups=1):
+                layer = {"op": "conv1x1"} | cargo.put_weights(module.weight, module.bias, dtype)
             case Residual():
                 layer = {"op": "residual", "layers": list_layers(module.f, cargo, dtype)}
             case Shortcut():
@@ -82,9 +87,11 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
             case nn.SiLU():
                 layer = {"op": "silu"}
             case nn.PixelShuffle():
-                layer = {"op": "pixelShuffle", "factor": module.upscale_factor}
+                side *= module.upscale_factor
+                layer = {"op": "pixelShuffle", "factor": module.upscale_factor, "side": side}
             case nn.PixelUnshuffle():
-                layer = {"op": "pixelUnshuffle", "factor": module.downscale_factor}
+                layer = {"op": "pixelUnshuffle", "factor": module.downscale_factor, "side": side}
+                side //= module.downscale_factor
             case _:
                 raise UserError(f"the page cannot carry a layer of type {type(module).__name__}; use --arch mlp or conv.")
         layers.append(layer)
