@@ -95,7 +95,7 @@ def written(tmp_path_factory):
     """(model, path of its page) by name; odd widths, so that no loop's remainder stays untested."""
     models = {
         "mlp": lively(width=30, n_blocks=2),
-        "conv": lively(arch="conv", latent_dim=5, width=6, n_blocks=1),
+        "conv": lively(arch="conv", latent_dim=5, width=6, n_blocks=2),
         "flow": with_flow(width=30, n_blocks=2),
         "flow_3d": with_flow(latent_dim=3, width=30, n_blocks=1),  # its halves differ in size
     }
