@@ -32,7 +32,7 @@ def lively(**config) -> VAE:
     model = VAE(VAEConfig(**config)).eval()
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            n_inputs = layer.in_features if isinstance(layer, nn.Linear) else 9 * layer.in_channels
+            n_inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.weight[0].numel()
             for parameter in layer.parameters():
                 nn.init.normal_(parameter, std=1 / math.sqrt(n_inputs))
     return model
