@@ -1,19 +1,19 @@
 """Pre-trained models by `torch.hub.load`: from Python to a trained VAE in one line."""
 
-from pathlib import Path as _Path
+from utils.checkpoint import load_checkpoint as _load_checkpoint
+from utils.cli import ROOT as _ROOT
 
-from checkpoint import load_checkpoint as _load_checkpoint
 from model import VAE as _VAE
 
-dependencies = ["torch", "numpy"]
+dependencies = ["torch", "numpy", "PIL"]
 
 
 def _load(name: str, device: str) -> _VAE:
-    return _load_checkpoint(_Path(__file__).resolve().parent / "pretrained" / f"{name}.pth", device)[0]
+    return _load_checkpoint(_ROOT / "pretrained" / f"{name}.pth", device)[0]
 
 
 def vae_mnist(device: str = "cpu") -> _VAE:
-    """The two-dimensional VAE of grey MNIST digits, in eval mode: encode(x), decode(z), sample(n)."""
+    """The two-dimensional VAE of grey digits, in eval mode: encode(x), decode(z), sample(n)."""
     return _load("vae_mnist", device)
 
 
@@ -23,7 +23,7 @@ def vae_mnist_2d_dynamic(device: str = "cpu") -> _VAE:
 
 
 def vae_mnist_40d(device: str = "cpu") -> _VAE:
-    """The VAE of 40 dimensions with the best likelihood under a standard normal prior; binarised digits."""
+    """The VAE of 40 dimensions with a standard normal prior; binarised digits."""
     return _load("vae_mnist_40d", device)
 
 

@@ -1,8 +1,9 @@
-"""The variational autoencoder: an encoder to (mu, logvar), the reparameterization, a decoder to logits.
+"""The variational autoencoder: encoder to (mu, logvar), reparameterization, decoder to logits.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
-Two architectures, both plain residual networks without normalisation: each block adds to its input a correction
-that starts at zero, so a deep stack starts as a shallow one (the idea of Fixup, Zhang et al. 2019).
+Two architectures, both plain residual networks without normalisation: each block adds to its
+input a correction that starts at zero, so a deep stack starts as a shallow one (the idea of
+Fixup, Zhang et al. 2019).
 """
 
 from dataclasses import dataclass
@@ -11,55 +12,49 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from loss import N_PIXELS
 from prior import FlowPrior, NormalPrior
 
 ARCHS = ("mlp", "conv")
 PRIORS = ("normal", "flow")
 WIDTHS = {"mlp": 512, "conv": 64}  # the default of each
 IMAGE_SHAPE = (1, 28, 28)
-N_PIXELS = 784
 MAX_LATENT_DIM, MAX_WIDTH, MAX_BLOCKS = 1024, 4096, 64
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """All that is needed to rebuild a model; it travels in every checkpoint. Raises ValueError for bad values."""
+    """All that is needed to rebuild a model; it travels in every checkpoint.
+
+    Raises ValueError for a value that is out of range.
+    """
 
     arch: str = "mlp"
     latent_dim: int = 2  # L
-    width: int = 512  # hidden units of "mlp", channels of "conv"
-    n_blocks: int = 3  # residual blocks of the decoder; the encoder has one less, but in "conv" at least one
-    prior: str = "normal"  # a "flow" is learned; it needs two dimensions
+    width: int | None = None  # hidden units of "mlp", channels of "conv"; None: that of WIDTHS
+    n_blocks: int = 3  # residual blocks of the decoder; the encoder has one less
+    prior: str = "normal"
 
     def __post_init__(self):
         for name, choices in {"arch": ARCHS, "prior": PRIORS}.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        limits = {"latent_dim": MAX_LATENT_DIM, "width": MAX_WIDTH, "n_blocks": MAX_BLOCKS}
-        for name, limit in limits.items():
+                raise ValueError(f"{name} must be one of {', '.join(choices)}")
+        if self.width is None:
+            object.__setattr__(self, "width", WIDTHS[self.arch])
+        limits = {
+            "latent_dim": (2 if self.prior == "flow" else 1, MAX_LATENT_DIM),
+            "width": (1, MAX_WIDTH),
+            "n_blocks": (3 if self.arch == "conv" else 1, MAX_BLOCKS),
+        }
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= limit:
-                raise ValueError(f"{name} must be a whole number from 1 to {limit}, not {value!r}")
-        if self.prior == "flow" and self.latent_dim < 2:
-            raise ValueError("latent_dim must be at least 2 with a flow for a prior, not 1")
-
-
-class Linear(nn.Linear):
-    """x W + b with W stored as (in, out), the transpose of nn.Linear's: the layout in which autograd returns its gradient.
-
-    That saves a transposing copy of each gradient at each step, a quarter of the time of an epoch on two CPU cores.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True):
-        super().__init__(in_features, out_features, bias)
-        self.weight = nn.Parameter(self.weight.detach().t().contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
+            if type(value) is not int or not low <= value <= high:
+                of = f"for arch {self.arch} and prior {self.prior}"
+                raise ValueError(f"{name} must be a whole number from {low} to {high} {of}")
 
 
 class Residual(nn.Module):
-    """x + f(x), where f is two layers, each behind a SiLU, and the last layer starts at zero. Shapes stay as they are."""
+    """x + f(x), where f is two layers, each behind a SiLU; the last starts at zero. Keeps shapes."""
 
     def __init__(self, first: nn.Module, last: nn.Module):
         super().__init__()
@@ -73,23 +68,27 @@ class Residual(nn.Module):
 
 def linear_blocks(width: int, n: int) -> list[nn.Module]:
     """(B, width) -> (B, width)"""
-    return [Residual(Linear(width, width), Linear(width, width)) for _ in range(n)]
+    return [Residual(nn.Linear(width, width), nn.Linear(width, width)) for _ in range(n)]
 
 
 def conv_blocks(width: int, n: int) -> list[nn.Module]:
     """(B, width, H, W) -> (B, width, H, W)"""
-    return [Residual(nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)) for _ in range(n)]
+
+    def conv() -> nn.Module:
+        return nn.Conv2d(width, width, 3, padding=1)
+
+    return [Residual(conv(), conv()) for _ in range(n)]
 
 
 class Shortcut(nn.Module):
-    """Fully connected layers beside one linear map: x W + b + f(x), where f starts at zero. (B, n_in) -> (B, n_out)."""
+    """A linear map plus fully connected layers f that start at zero: (B, n_in) -> (B, n_out)."""
 
     def __init__(self, n_in: int, hidden: int, n_out: int):
         super().__init__()
-        self.linear = Linear(n_in, n_out)
-        last = Linear(hidden, n_out, bias=False)
+        self.linear = nn.Linear(n_in, n_out)
+        last = nn.Linear(hidden, n_out, bias=False)
         nn.init.zeros_(last.weight)
-        self.f = nn.Sequential(Linear(n_in, hidden), *linear_blocks(hidden, 1), nn.SiLU(), last)
+        self.f = nn.Sequential(nn.Linear(n_in, hidden), *linear_blocks(hidden, 1), nn.SiLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.f(x)
@@ -99,17 +98,17 @@ class Encoder(nn.Sequential):
     """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu beside the logit of the variance."""
 
     def __init__(self, config: VAEConfig):
-        width, head = config.width, 2 * config.latent_dim
+        width, n_blocks, head = config.width, config.n_blocks - 1, 2 * config.latent_dim
         if config.arch == "mlp":
-            layers = [nn.Flatten(), Linear(N_PIXELS, width)]  # (B, width)
-            layers += linear_blocks(width, config.n_blocks - 1)
-            layers += [nn.SiLU(), Linear(width, head)]
+            layers = [nn.Flatten(), nn.Linear(N_PIXELS, width)]  # (B, width)
+            layers += linear_blocks(width, n_blocks)
+            layers += [nn.SiLU(), nn.Linear(width, head)]
         else:
             half = (width + 1) // 2
-            layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, 3, padding=1)]  # (B, 4, 14, 14), (B, half, 14, 14)
-            layers += conv_blocks(half, config.n_blocks - 2)
-            layers += [nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * half, width, 1)]  # (B, width, 7, 7)
-            layers += conv_blocks(width, 1)
+            layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, 3, padding=1)]  # (B, half, 14, 14)
+            layers += conv_blocks(half, n_blocks - 1)
+            layers += [nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * half, width, 1)]
+            layers += conv_blocks(width, 1)  # (B, width, 7, 7)
             layers += [nn.SiLU(), nn.Flatten(), Shortcut(49 * width, 8 * width, head)]
         super().__init__(*layers)
 
@@ -118,16 +117,16 @@ class Decoder(nn.Sequential):
     """z (B, L) -> (B, 784) or (B, 1, 28, 28): logits, before the output bias."""
 
     def __init__(self, config: VAEConfig):
-        width, latent_dim = config.width, config.latent_dim
+        width, n_blocks, latent_dim = config.width, config.n_blocks, config.latent_dim
         if config.arch == "mlp":
-            layers = [Linear(latent_dim, width), *linear_blocks(width, config.n_blocks)]  # (B, width)
-            layers += [nn.SiLU(), Linear(width, N_PIXELS, bias=False)]
+            layers = [nn.Linear(latent_dim, width), *linear_blocks(width, n_blocks)]  # (B, width)
+            layers += [nn.SiLU(), nn.Linear(width, N_PIXELS, bias=False)]
         else:
             half = (width + 1) // 2
-            layers = [Shortcut(latent_dim, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]  # (B, width, 7, 7)
-            layers += conv_blocks(width, 1)
-            layers += [nn.SiLU(), nn.Conv2d(width, 4 * half, 1), nn.PixelShuffle(2)]  # (B, half, 14, 14)
-            layers += conv_blocks(half, config.n_blocks - 1)
+            layers = [Shortcut(latent_dim, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]
+            layers += conv_blocks(width, 1)  # (B, width, 7, 7)
+            layers += [nn.SiLU(), nn.Conv2d(width, 4 * half, 1), nn.PixelShuffle(2)]
+            layers += conv_blocks(half, n_blocks - 1)  # (B, half, 14, 14)
             layers += [nn.SiLU(), nn.Conv2d(half, 4, 3, padding=1, bias=False), nn.PixelShuffle(2)]
         super().__init__(*layers)
 
@@ -135,7 +134,7 @@ class Decoder(nn.Sequential):
 class VAE(nn.Module):
     """p(x|z) p(z) and q(z|x): see `encode`, `reparameterize`, `decode`, `forward`, `sample`.
 
-    `mean_image` (1, 28, 28) in [0, 1]: the training images' mean, whose logit the output bias starts from.
+    `mean_image` (1, 28, 28) in [0, 1] is the training images' mean; the output bias starts there.
     """
 
     def __init__(self, config: VAEConfig, mean_image: Tensor | None = None):
@@ -146,21 +145,26 @@ class VAE(nn.Module):
         self.prior = FlowPrior(config.latent_dim) if config.prior == "flow" else NormalPrior()
         bias = torch.zeros(IMAGE_SHAPE) if mean_image is None else torch.logit(mean_image, eps=1e-3)
         self.output_bias = nn.Parameter(bias)  # (1, 28, 28)
-        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+        self.to(memory_format=torch.channels_last)  # the layout of the fastest convolutions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and inputs must be."""
+        return self.output_bias.device
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu (B, L), logvar (B, L) at most 0.
+        """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
 
-        The variance is a sigmoid: never above 1, the standard normal's, to which it tends where x says nothing. Without a
-        bound, the exponential of one odd image's logvar ends a long run in infinities.
+        The variance is a sigmoid: at most 1, the standard normal's, to which it tends where x says
+        nothing. Unbounded, the logvar of one odd image can end a long run in infinities.
         """
         mu, variance_logit = self.encoder(x).float().chunk(2, dim=1)
         return mu, F.logsigmoid(variance_logit)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
-        """z = mu + std * eps, with eps ~ N(0, I) drawn here unless it is given (paper: Section 2.4).
+        """z = mu + std * eps (paper: Section 2.4): mu, logvar (B, L), eps (..., B, L) -> like eps.
 
-        mu, logvar (B, L) and eps (..., B, L) -> z (..., B, L).
+        Without `eps` one draw eps ~ N(0, I) is made: (B, L).
         """
         std = torch.exp(0.5 * logvar)
         if eps is None:
@@ -168,11 +172,12 @@ class VAE(nn.Module):
         return mu + std * eps
 
     def decode(self, z: Tensor) -> Tensor:
-        """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); sigmoid(logits) are the pixels' means."""
-        return self.decoder(z.flatten(0, -2)).float().view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
+        """p(x|z): z (..., L) -> logits (..., 1, 28, 28); sigmoid(logits) are the pixels' means."""
+        logits = self.decoder(z.flatten(0, -2)).float()
+        return logits.view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     def forward(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, 1, 28, 28) in [0, 1] -> logits of a posterior draw for each eps, mu (B, L), logvar (B, L).
+        """x (B, 1, 28, 28) in [0, 1] -> logits of a posterior draw for each eps, mu, logvar (B, L).
 
         eps (..., B, L) -> logits (..., B, 1, 28, 28); without eps, one draw: (B, 1, 28, 28).
         """
@@ -183,5 +188,5 @@ class VAE(nn.Module):
     @torch.inference_mode()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n draws z ~ p(z), decoded to the pixels' means: (n, 1, 28, 28) in [0, 1]."""
-        u = torch.randn(n, self.config.latent_dim, generator=generator, device=self.output_bias.device)
+        u = torch.randn(n, self.config.latent_dim, generator=generator, device=self.device)
         return torch.sigmoid(self.decode(self.prior.from_normal(u)))

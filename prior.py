@@ -1,6 +1,7 @@
 """The prior p(z): the paper's standard normal, or a RealNVP flow that is learned with the rest.
 
-Paper of the flow: Dinh et al., Density estimation using Real NVP (2017), https://arxiv.org/abs/1605.08803.
+Paper of the flow: Dinh et al., Density estimation using Real NVP (2017),
+https://arxiv.org/abs/1605.08803.
 """
 
 import torch
@@ -19,8 +20,14 @@ class NormalPrior(nn.Module):
         return standard_normal_log_prob(z)
 
     def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """KL(q(z|x) || p(z)) in nats per image, in closed form: mu and logvar (B, L) -> (B,); z is not needed."""
-        return kl_divergence(mu, logvar)
+        """log q(z|x) - log p(z) in nats for each draw z ~ q(z|x), whose mean is KL(q || p).
+
+        mu, logvar (B, L) and z (K, B, L) -> (K, B). A single draw (K = 1) is replaced by that
+        mean, which is known in closed form: the estimator of the paper's eq. 7.
+        """
+        if len(z) == 1:
+            return kl_divergence(mu, logvar)[None]
+        return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
 
     def from_normal(self, u: Tensor) -> Tensor:
         """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L)."""
@@ -28,9 +35,10 @@ class NormalPrior(nn.Module):
 
 
 class Coupling(nn.Module):
-    """u_b = z_b * exp(s) + t, where s and t are functions of the other half z_a, which stays (eq. 7 of the paper).
+    """u_b = z_b * exp(s) + t, where s and t are functions of the other half z_a, which stays.
 
-    s is a tanh, so no step is violent; s = t = 0 at first, so a new flow is the standard normal.
+    Equation 7 of the paper. tanh bounds s, so a coupling scales by at most e; s = t = 0 at first,
+    so a new flow is the standard normal.
     """
 
     def __init__(self, latent_dim: int, n_a: int):
@@ -39,7 +47,8 @@ class Coupling(nn.Module):
         last = nn.Linear(HIDDEN, 2 * (latent_dim - n_a))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(nn.Linear(n_a, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), last)
+        hidden = [nn.Linear(n_a, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU()]
+        self.net = nn.Sequential(*hidden, last)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(..., L) -> x_a, x_b, and s and t for x_b."""
@@ -59,14 +68,15 @@ class Coupling(nn.Module):
 
 
 class FlowPrior(nn.Module):
-    """p(z) by the change of variables to u ~ N(0, I), through couplings that take turns on the two halves of z.
+    """p(z) by the change of variables to u ~ N(0, I), through couplings that alternate halves.
 
     `latent_dim` L is at least 2.
     """
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        halves = [(latent_dim + i % 2) // 2 for i in range(N_COUPLINGS)]  # of an odd L, the middle one takes turns too
+        # Of an odd L the middle dimension changes sides from coupling to coupling.
+        halves = [(latent_dim + i % 2) // 2 for i in range(N_COUPLINGS)]
         self.couplings = nn.ModuleList(Coupling(latent_dim, n_a) for n_a in halves)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -78,7 +88,10 @@ class FlowPrior(nn.Module):
         return standard_normal_log_prob(z) + log_det
 
     def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
-        """log q(z|x) - log p(z), nats, whose mean over z ~ q(z|x) is the KL: mu, logvar (B, L), z (..., B, L) -> (..., B)."""
+        """log q(z|x) - log p(z) in nats for each draw z ~ q(z|x), whose mean is KL(q || p).
+
+        mu, logvar (B, L) and z (K, B, L) -> (K, B).
+        """
         return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
 
     def from_normal(self, u: Tensor) -> Tensor:

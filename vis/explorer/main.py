@@ -15,17 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import cli
 import torch
+from errors import UserError
 from torch import Tensor, nn
 
-import cli
-from errors import UserError
 from evaluate import ACTIVE_VARIANCE
 from model import IMAGE_SHAPE, Linear, Residual, Shortcut
 from prior import FlowPrior
 from vis.common import DIGIT_COLOURS, Subject, load_subject, make_parser
 
-TEMPLATE = Path(__file__).with_name("template.html")
+PAGE = Path(__file__).with_name("page.html")  # where each of the names below gives way to a file
+PARTS = {"@@STYLE@@": "style.css", "@@NETWORK@@": "network.js", "@@MAP@@": "map.js"}
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 MAX_PIXEL_ERROR = 1.9 / 255  # of any pixel that the page decodes, against the model's
 N_DRAWS = 64  # of the page's estimate of a KL divergence that has no closed form
@@ -57,7 +58,9 @@ def to_integers(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     In 16 bits this is closer than half precision, which spends five of them on an exponent.
     """
-    scale = weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-30) / torch.iinfo(dtype).max  # (outputs,)
+    scale = (
+        weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-30) / torch.iinfo(dtype).max
+    )  # (outputs,)
     scale = scale.view(-1, *[1] * (weight.ndim - 1))
     return (weight.detach() / scale).round(), scale
 
@@ -73,9 +76,13 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
                 side = module.unflattened_size[-1]
                 continue
             case nn.Linear():
-                weight = module.weight.T if isinstance(module, Linear) else module.weight  # ours stores the transpose
+                weight = (
+                    module.weight.T if isinstance(module, Linear) else module.weight
+                )  # ours stores the transpose
                 layer = {"op": "linear"} | cargo.put_weights(weight, module.bias, dtype)
-            case nn.Conv2d(kernel_size=(3, 3), padding=(1, 1), stride=(1, 1), dilation=(1, 1), groups=1):
+            case nn.Conv2d(
+                kernel_size=(3, 3), padding=(1, 1), stride=(1, 1), dilation=(1, 1), groups=1
+            ):
                 layer = {"op": "conv3x3"} | cargo.put_weights(module.weight, module.bias, dtype)
             case nn.Conv2d(kernel_size=(1, 1), padding=(0, 0), stride=(1, 1), groups=1):
                 layer = {"op": "conv1x1"} | cargo.put_weights(module.weight, module.bias, dtype)
@@ -83,7 +90,11 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
                 layer = {"op": "residual", "layers": list_layers(module.f, cargo, dtype)}
             case Shortcut():
                 branches = list_layers([module.linear, *module.f], cargo, dtype)
-                layer = {"op": "shortcut", "outputs": module.linear.out_features, "layers": branches}
+                layer = {
+                    "op": "shortcut",
+                    "outputs": module.linear.out_features,
+                    "layers": branches,
+                }
             case nn.SiLU():
                 layer = {"op": "silu"}
             case nn.PixelShuffle():
@@ -93,7 +104,9 @@ def list_layers(modules: nn.Sequential, cargo: Cargo, dtype: torch.dtype) -> lis
                 layer = {"op": "pixelUnshuffle", "factor": module.downscale_factor, "side": side}
                 side //= module.downscale_factor
             case _:
-                raise UserError(f"the page cannot carry a layer of type {type(module).__name__}; use --arch mlp or conv.")
+                raise UserError(
+                    f"the page cannot carry a layer of type {type(module).__name__}; use --arch mlp or conv."
+                )
         layers.append(layer)
     return layers
 
@@ -116,8 +129,13 @@ def map_centre(subject: Subject) -> Tensor:
 
 def map_reach(subject: Subject) -> float:
     """Half the width of both: but for outliers all posterior means, and 3 prior deviations."""
-    prior_std = subject.from_normal(fixed_eps(10_000, subject.mu.shape[1])).std(dim=0, correction=0)  # (L,)
-    return max(3 * prior_std.max().item(), 1.1 * (subject.mu - map_centre(subject)).abs().quantile(0.999).item())
+    prior_std = subject.from_normal(fixed_eps(10_000, subject.mu.shape[1])).std(
+        dim=0, correction=0
+    )  # (L,)
+    return max(
+        3 * prior_std.max().item(),
+        1.1 * (subject.mu - map_centre(subject)).abs().quantile(0.999).item(),
+    )
 
 
 def rounding_error(subject: Subject, seed: int) -> float:
@@ -125,10 +143,14 @@ def rounding_error(subject: Subject, seed: int) -> float:
     rounded = copy.deepcopy(subject.model)
     for layer in rounded.decoder.modules():
         if isinstance(layer, Linear | nn.Conv2d):
-            weight = layer.weight.data.T if isinstance(layer, Linear) else layer.weight.data  # a view
+            weight = (
+                layer.weight.data.T if isinstance(layer, Linear) else layer.weight.data
+            )  # a view
             integers, scale = to_integers(weight, torch.int16)
             weight.copy_(integers * scale)
-    z = (2 * torch.rand(2048, subject.mu.shape[1], generator=cli.rng(seed)) - 1) * map_reach(subject)
+    z = (2 * torch.rand(2048, subject.mu.shape[1], generator=cli.rng(seed)) - 1) * map_reach(
+        subject
+    )
     z[:, map_plane(subject)] *= FARTHEST
     z += map_centre(subject)
     return (subject.decode(z) - replace(subject, model=rounded).decode(z)).abs().max().item()
@@ -156,7 +178,9 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
         "centre": map_centre(subject).tolist(),
         "reach": map_reach(subject),
         "farthest": FARTHEST,
-        "binary": bool(((subject.images == 0) | (subject.images == 255)).all()),  # then a drawing is binarised too
+        "binary": bool(
+            ((subject.images == 0) | (subject.images == 255)).all()
+        ),  # then a drawing is binarised too
         "images": cargo.put(subject.images[:n_images], torch.uint8),
         "labels": cargo.put(subject.labels[:n_images], torch.uint8),
         "mu": cargo.put(subject.mu[:n_images], torch.float32),
@@ -165,29 +189,51 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
         "prior": list_prior(subject.model.prior, subject.mu.shape[1], cargo),
         "encoder": list_layers(subject.model.encoder, cargo, torch.int8) if with_encoder else None,
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    page = page.replace("@@CONTENT@@", json.dumps(content).replace("<", "\\u003c"))  # no text can end the script element
-    return page.replace("@@CARGO@@", base64.b64encode(gzip.compress(cargo.data, mtime=0)).decode()).encode()
+    page = PAGE.read_text(encoding="utf-8")
+    for place, name in PARTS.items():
+        page = page.replace(place, PAGE.with_name(name).read_text(encoding="utf-8"))
+    page = page.replace("@@CARGO@@", base64.b64encode(gzip.compress(cargo.data, mtime=0)).decode())
+    text = json.dumps(content).replace("<", "\\u003c")  # so no text can end the script element
+    return page.replace("@@CONTENT@@", text).encode()
 
 
 def main() -> None:
-    parser = make_parser("Writes explorer.html: the latent space, its test images and the network in one page.")
-    parser.add_argument("--n_images", type=cli.integer(1, 10_000), default=10_000, help="the first so many test images")
+    parser = make_parser(
+        "Writes explorer.html: the latent space, its test images and the network in one page."
+    )
+    parser.add_argument(
+        "--n_images",
+        type=cli.integer(1, 10_000),
+        default=10_000,
+        help="the first so many test images",
+    )
     args = parser.parse_args()
     subject = load_subject(args)
     if subject.mu.shape[1] == 1:
-        raise UserError("the explorer's map needs at least 2 latent dimensions, this model has 1; see vis/traversal/main.py.")
+        raise UserError(
+            "the explorer's map needs at least 2 latent dimensions, this model has 1; see vis/traversal/main.py."
+        )
     if rounding_error(subject, args.seed) > MAX_PIXEL_ERROR:
-        raise UserError("with 16 bits for each weight this decoder's pixels change visibly; use a model of fewer blocks.")
-    for with_encoder, n_images in ((True, args.n_images), (False, args.n_images), (False, max(1, args.n_images // 2))):
+        raise UserError(
+            "with 16 bits for each weight this decoder's pixels change visibly; use a model of fewer blocks."
+        )
+    for with_encoder, n_images in (
+        (True, args.n_images),
+        (False, args.n_images),
+        (False, max(1, args.n_images // 2)),
+    ):
         page = make_page(subject, n_images, with_encoder)
         if len(page) <= MAX_BYTES:
             break
     else:
         size = f"{len(page) / 1e6:.1f} MB where {MAX_BYTES / 1e6:.0f} are allowed"
-        raise UserError(f"the page would have {size}; use a smaller --n_images or a model of less --width.")
+        raise UserError(
+            f"the page would have {size}; use a smaller --n_images or a model of less --width."
+        )
     if not with_encoder:
-        print("note: the encoder does not fit into the page, so it has no drawing pad; use a model of less --width for it.")
+        print(
+            "note: the encoder does not fit into the page, so it has no drawing pad; use a model of less --width for it."
+        )
     if n_images < args.n_images:
         print(f"note: nor do all images; the page carries {n_images:,}.")
     path = args.save_dir / "explorer.html"
@@ -195,7 +241,9 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(page)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --save_dir.") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); choose another --save_dir."
+        ) from error
     print(path)
 
 

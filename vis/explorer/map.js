@@ -1,394 +1,30 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Latent space explorer</title>
-<link rel="icon" href="data:,">
-<style>
-/* Colours. light-dark() follows the system until the button sets color-scheme on the root element. */
-:root {
-  color-scheme: light dark;
-  --paper: light-dark(#fdfcf9, #141519);
-  --sheet: light-dark(#ffffff, #1a1b20);
-  --ink: light-dark(#1f1e1c, #ecebe7);
-  --soft: light-dark(#65635d, #a3a19a);
-  --line: light-dark(#e4e1da, #2e3037);
-  --serif: "Iowan Old Style", "Palatino Linotype", Palatino, Charter, "Source Serif 4", Georgia, "DejaVu Serif", serif;
-  font: 14px/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif;
-}
-* { box-sizing: border-box; margin: 0; }
-body { background: var(--paper); color: var(--ink); -webkit-font-smoothing: antialiased; }
-h1 { font: 500 1.7rem/1.15 var(--serif); letter-spacing: -.01em; }
-h2 { font: 500 1.05rem/1.3 var(--serif); }
-p, output, dd { color: var(--soft); font-variant-numeric: tabular-nums; }
-canvas { display: block; }
-.pixels { background: #000; image-rendering: pixelated; border-radius: 3px; }
-:focus-visible { outline: 2px solid var(--ink); outline-offset: 2px; }
-[hidden] { display: none !important; }
+// This file is all that is seen and touched: the map, its backgrounds, the interpolation, the drawing pad, hands and keys.
+// It needs no import: main.py puts it behind network.js, which it uses, into one module of page.html.
 
-/* Layout: map on the left, what the model says about it on the right; on a phone one column, the digit above the map. */
-body { display: grid; height: 100dvh; gap: 16px 28px; padding: 22px 28px 18px;
-  grid-template: "head panel" auto "map panel" minmax(0, 1fr) "legend panel" auto / minmax(0, 1fr) 312px; }
-header { grid-area: head; display: flex; align-items: end; gap: 8px; }
-header div { flex: 1; }
-#frame { grid-area: map; position: relative; border: 1px solid var(--line); border-radius: 6px; overflow: hidden; background: var(--sheet); }
-#frame canvas { position: absolute; inset: 0; width: 100%; height: 100%; color: var(--ink); }
-#backdrop { transform-origin: 0 0; }
-#map { cursor: crosshair; touch-action: none; border-radius: 6px; }
-#map:focus-visible { outline-offset: -2px; }
-#legend { grid-area: legend; display: flex; flex-wrap: wrap; align-items: center; gap: 4px 2px; }
-aside { grid-area: panel; display: flex; flex-direction: column; gap: 18px; overflow-y: auto; scrollbar-width: thin; padding: 2px; }
-section { display: grid; gap: 8px; }
-
-button, .choice label { font: inherit; color: var(--ink); background: none; border: 1px solid var(--line); border-radius: 6px;
-  padding: 4px 11px; min-height: 30px; cursor: pointer; white-space: nowrap; }
-button:hover, .choice label:hover { border-color: var(--soft); }
-button:disabled { opacity: .45; cursor: default; }
-#controls { flex: none; display: flex; gap: 4px; }
-.choice { display: flex; border: 0; padding: 0; margin-right: 8px; }
-.choice label { border-radius: 0; margin-left: -1px; position: relative; display: flex; align-items: center; }
-.choice label:first-of-type { border-radius: 6px 0 0 6px; }
-.choice label:last-of-type { border-radius: 0 6px 6px 0; }
-.choice label:has(:checked) { background: var(--ink); border-color: var(--ink); color: var(--paper); }
-.choice label:has(:focus-visible) { outline: 2px solid var(--ink); outline-offset: 2px; z-index: 1; }
-.choice input { position: absolute; opacity: 0; inset: 0; cursor: pointer; }
-#legend button { border-color: transparent; padding: 3px 9px; display: flex; align-items: center; gap: 6px; }
-#legend button:hover { border-color: var(--line); }
-#legend i { width: 11px; height: 11px; border-radius: 50%; border: 2px solid var(--colour); background: var(--colour); }
-#legend [aria-pressed=false] { color: var(--soft); }
-#legend [aria-pressed=false] i { background: none; opacity: .6; }
-#help { margin-left: auto; }
-
-#digit { width: 100%; height: auto; aspect-ratio: 1; border-radius: 6px; }
-.row { display: flex; justify-content: space-between; align-items: baseline; gap: 12px; flex-wrap: wrap; }
-#z { color: var(--ink); }
-#z span { display: inline-block; margin-right: 16px; }
-#card { grid-template-columns: 76px 76px 1fr; gap: 6px 10px; }
-#card h2 { grid-column: 1 / -1; }
-figure canvas { width: 100%; height: auto; aspect-ratio: 1; }
-figcaption { font-size: 12px; color: var(--soft); margin-top: 3px; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 1px 12px; align-content: start; line-height: 1.35; }
-dd { text-align: right; color: var(--ink); }
-#strip { width: 100%; height: auto; aspect-ratio: 11; cursor: pointer; }
-#player { display: grid; grid-template-columns: 56px auto 1fr; gap: 10px; align-items: center; }
-#frame-now { width: 56px; height: 56px; }
-input[type=range] { width: 100%; accent-color: var(--ink); height: 22px; margin: 0; }
-#sliders label { display: grid; grid-template-columns: 2.2em 1fr 3.2em 4.6em; gap: 8px; align-items: center; }
-#sliders output { text-align: right; color: var(--ink); }
-#sliders small { text-align: right; color: var(--soft); font-size: 12px; }
-#draw { grid-template-columns: 132px 1fr; gap: 8px 14px; }
-#draw h2 { grid-column: 1 / -1; }
-#pad { width: 132px; height: 132px; touch-action: none; cursor: crosshair; }
-#draw div { display: grid; gap: 10px; align-content: space-between; justify-items: start; }
-details { color: var(--soft); }
-summary { cursor: pointer; }
-kbd { font: inherit; color: var(--ink); }
-details dl { grid-template-columns: auto 1fr; margin-top: 6px; }
-details dd { text-align: left; color: inherit; }
-
-@media (max-width: 760px) {
-  body { height: auto; padding: 12px; gap: 10px 12px; grid-template: none; grid-template-columns: 128px minmax(0, 1fr); }
-  header, aside { display: contents; }
-  header div, #frame, #legend, section, details { grid-area: auto; grid-column: 1 / -1; }
-  header div { grid-row: 1; }
-  #theme { grid-area: 1 / 1 / auto / -1; place-self: start end; }
-  #controls { grid-row: auto; }
-  button, .choice label { padding: 4px 9px; }
-  #theme { min-height: 26px; padding: 1px 9px; }
-  #decoded, #card { order: 1; grid-column: 1; align-content: start; gap: 4px; }
-  #card { grid-column: 2; grid-template-columns: 72px 72px; gap: 4px 10px; }
-  #card dl { grid-column: 1 / -1; }
-  #frame { order: 2; height: min(88vw, 52dvh); min-height: 240px; }
-  #controls { order: 3; justify-content: space-between; }
-  #legend { order: 3; display: grid; grid-template-columns: repeat(6, 1fr); gap: 0; }
-  #legend button { padding: 3px; justify-content: center; }
-  section, details { order: 4; }
-  h1 { font-size: 1.25rem; }
-  #name { font-size: 12px; margin-top: 4px; }
-  #decoded h2, #help, #milliseconds { display: none; }
-}
-</style>
-</head>
-<body>
-<header>
-  <div><h1>Latent space explorer</h1><p id="name">Unpacking the model …</p></div>
-  <div id="controls">
-    <fieldset class="choice" id="backgrounds" aria-label="Background of the map">
-      <label title="The test images alone"><input type="radio" name="background" value="none" checked>Points</label>
-      <label title="What the decoder makes of each place"><input type="radio" name="background" value="manifold">Manifold</label>
-      <label title="The mean of q(z|x) over the test images shown"><input type="radio" name="background" value="density">Density</label>
-    </fieldset>
-    <button id="out" aria-label="Zoom out" title="Zoom out">−</button>
-    <button id="in" aria-label="Zoom in" title="Zoom in">+</button>
-    <button id="fit" title="Show the whole map">Fit</button>
-  </div>
-  <button id="theme" title="Light or dark">Dark</button>
-</header>
-
-<div id="frame">
-  <canvas id="backdrop"></canvas>
-  <canvas id="base"></canvas>
-  <canvas id="map" tabindex="0" role="application" aria-describedby="keys"
-    aria-label="Map of the latent space: the arrow keys move the point that is decoded"></canvas>
-</div>
-
-<div id="legend" role="group" aria-label="Digits shown"></div>
-
-<aside>
-  <section id="decoded">
-    <h2>Decoded</h2>
-    <canvas class="pixels" id="digit" width="28" height="28" role="img" aria-label="The decoded digit"></canvas>
-    <div class="row"><output id="z"></output><output id="milliseconds"></output></div>
-  </section>
-
-  <section id="latent" hidden>
-    <h2>Active latent units</h2>
-    <div id="sliders"></div>
-  </section>
-
-  <section id="card">
-    <h2 id="title"></h2>
-    <figure><canvas class="pixels" id="original" width="28" height="28"></canvas><figcaption>original</figcaption></figure>
-    <figure><canvas class="pixels" id="reconstruction" width="28" height="28"></canvas><figcaption>decoded</figcaption></figure>
-    <dl>
-      <dt title="−log p(x|z) at z = μ, nats">recon</dt><dd id="recon"></dd>
-      <dt id="kl-name" title="KL of q(z|x) from the prior, nats">kl</dt><dd id="kl"></dd>
-      <dt>sum</dt><dd id="sum"></dd>
-    </dl>
-  </section>
-
-  <section id="interpolation">
-    <h2>Interpolation</h2>
-    <p id="ends">Click two points on the map.</p>
-    <canvas class="pixels" id="strip" width="308" height="28" role="img" aria-label="Eleven steps from A to B" hidden></canvas>
-    <div id="player" hidden>
-      <canvas class="pixels" id="frame-now" width="28" height="28" role="img" aria-label="The digit on the way"></canvas>
-      <button id="play">Pause</button>
-      <input type="range" id="t" min="0" max="1" step="0.001" value="0" aria-label="Position between A and B">
-    </div>
-  </section>
-
-  <section id="draw">
-    <h2>Draw a digit</h2>
-    <canvas class="pixels" id="pad" width="264" height="264" role="img" aria-label="Drawing pad"></canvas>
-    <div><p>It is centred as MNIST’s digits are, encoded stroke by stroke, and appears on the map.</p>
-      <button id="clear" disabled>Clear</button></div>
-  </section>
-
-  <details id="keys">
-    <summary>Keys and gestures</summary>
-    <dl>
-      <dt><kbd>← ↑ → ↓</kbd></dt><dd>move, with Shift farther</dd>
-      <dt><kbd>+ −</kbd></dt><dd>zoom, as the wheel or two fingers do</dd>
-      <dt><kbd>Enter</kbd></dt><dd>choose a point, as a click does</dd>
-      <dt><kbd>Space</kbd></dt><dd>play or pause</dd>
-      <dt><kbd>Home</kbd></dt><dd>show the whole map</dd>
-      <dt><kbd>Esc</kbd></dt><dd>forget the two points</dd>
-      <dt>Drag</dt><dd>move the map</dd>
-      <dt>Double click</dt><dd>in the legend: this digit alone</dd>
-    </dl>
-  </details>
-</aside>
-
-<noscript>This page runs its network in JavaScript, which is switched off here.</noscript>
-<script type="application/json" id="content">@@CONTENT@@</script>
-<script type="text/plain" id="cargo">@@CARGO@@</script>
-
-<script type="module">
-const $ = (id) => document.getElementById(id);
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-
-// ------------------------------------------------------------------------------------------------ the cargo
-// One gzipped stretch of bytes; `content` says which array lies where.
-
-const content = JSON.parse($("content").textContent);
-
-async function unpack() {
-  const text = atob($("cargo").textContent);
-  const packed = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-  $("cargo").remove(); // it has served, and is megabytes long
-  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
-}
-const bytes = await unpack();
-
-function array({ dtype, offset, length }) {
-  const type = { uint8: Uint8Array, int8: Int8Array, int16: Int16Array, float32: Float32Array }[dtype];
-  return new type(bytes.slice(offset, offset + length * type.BYTES_PER_ELEMENT));
-}
-
-// ---------------------------------------------------------------------------------------------- the network
-// A list of layers, each with its own output array `y`, so that a move allocates nothing. Images are flat:
-// channel by channel, row by row, and square.
-
-function unpackLayers(layers) {
-  for (const layer of layers) {
-    if (layer.layers) unpackLayers(layer.layers);
-    if (layer.bias) layer.bias = array(layer.bias);
-    if (layer.weight) { // whole numbers, and a scale for each output
-      const scale = array(layer.scale), weight = new Float32Array(array(layer.weight)), n = weight.length / layer.outputs;
-      layer.weight = weight.map((w, i) => w * scale[Math.floor(i / n)]);
-    }
-  }
-  return layers;
-}
-
-const operations = {
-  linear({ inputs, outputs, weight, bias }, x, y) {
-    const fours = inputs - (inputs % 4);
-    for (let o = 0; o < outputs; o++) {
-      let a = bias ? bias[o] : 0, b = 0, c = 0, d = 0; // four sums: an addition need not wait for the one before
-      for (let i = 0, w = o * inputs; i < fours; i += 4, w += 4) {
-        a += weight[w] * x[i];
-        b += weight[w + 1] * x[i + 1];
-        c += weight[w + 2] * x[i + 2];
-        d += weight[w + 3] * x[i + 3];
-      }
-      for (let i = fours; i < inputs; i++) a += weight[o * inputs + i] * x[i];
-      y[o] = a + b + c + d;
-    }
-  },
-  conv3x3(layer, x, y) {
-    const { inputs, outputs, weight, bias } = layer, side = Math.sqrt(x.length / inputs), area = side * side, wide = side + 2;
-    const padded = (layer.padded ??= new Float32Array(inputs * wide * wide)); // zeros around each channel
-    for (let i = 0; i < x.length; i++) {
-      const channel = Math.floor(i / area), row = Math.floor(i / side) % side;
-      padded[(channel * wide + row + 1) * wide + (i % side) + 1] = x[i];
-    }
-    for (let o = 0; o < outputs; o++) {
-      y.fill(bias ? bias[o] : 0, o * area, (o + 1) * area);
-      for (let c = 0; c < inputs; c++) {
-        const [a, b, d, e, f, g, h, k, l] = weight.subarray((o * inputs + c) * 9, (o * inputs + c) * 9 + 9);
-        for (let row = 0, p = c * wide * wide, q = o * area; row < side; row++, p += 2) {
-          for (let column = 0; column < side; column++, p++, q++) {
-            const r = p + wide, s = r + wide;
-            y[q] += a * padded[p] + b * padded[p + 1] + d * padded[p + 2] + e * padded[r] + f * padded[r + 1]
-              + g * padded[r + 2] + h * padded[s] + k * padded[s + 1] + l * padded[s + 2];
-          }
-        }
-      }
-    }
-  },
-  conv1x1({ inputs, outputs, weight, bias }, x, y) {
-    const area = x.length / inputs;
-    for (let o = 0; o < outputs; o++) {
-      y.fill(bias ? bias[o] : 0, o * area, (o + 1) * area);
-      for (let c = 0; c < inputs; c++) {
-        const w = weight[o * inputs + c];
-        for (let i = 0; i < area; i++) y[o * area + i] += w * x[c * area + i];
-      }
-    }
-  },
-  residual({ layers }, x, y) {
-    const f = run(layers, x);
-    for (let i = 0; i < x.length; i++) y[i] = x[i] + f[i];
-  },
-  shortcut({ layers: [linear, ...f] }, x, y) {
-    const a = run([linear], x), b = run(f, x);
-    for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
-  },
-  silu(_, x, y) {
-    for (let i = 0; i < x.length; i++) y[i] = x[i] / (1 + Math.exp(-x[i]));
-  },
-  bias({ bias }, x, y) {
-    for (let i = 0; i < x.length; i++) y[i] = x[i] + bias[i];
-  },
-  pixelShuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[image] = x[channels]; }),
-  pixelUnshuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[channels] = x[image]; }),
-};
-
-// Pairs each pixel of side x side images with its place among factor² as many channels of (side / factor)² pixels.
-function shuffle({ factor, side }, length, move) {
-  const small = side / factor;
-  for (let image = 0; image < length; image++) {
-    const channel = Math.floor(image / (side * side)), row = Math.floor(image / side) % side, column = image % side;
-    const part = (channel * factor + (row % factor)) * factor + (column % factor);
-    move(image, (part * small + Math.floor(row / factor)) * small + Math.floor(column / factor));
-  }
-}
-
-function run(layers, x) {
-  for (const layer of layers) {
-    layer.y ??= new Float32Array(layer.op.startsWith("conv") ? (x.length / layer.inputs) * layer.outputs : layer.outputs ?? x.length);
-    operations[layer.op](layer, x, layer.y);
-    x = layer.y;
-  }
-  return x;
-}
-
-const decoder = unpackLayers(content.decoder), encoder = content.encoder && unpackLayers(content.encoder);
-const L = content.kl.length, N_PIXELS = 784, [P, Q] = content.plane; // the map's dimensions: P to the right, Q up
-
-const decodeLogits = (z) => run(decoder, z);
-const toPixels = (logits) => logits.map((logit) => 1 / (1 + Math.exp(-logit)));
-const decode = (z) => toPixels(decodeLogits(z)); // in [0, 1]
-function encode(pixels) { // the encoder's second half is the logit of the variance
-  const head = run(encoder, pixels), logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
-  return { mu: head.slice(0, L), logvar: head.slice(L).map(logSigmoid) };
-}
-
-// From a flow there is no closed form: then the mean of log q(z|x) - log p(z) over fixed draws z (see prior.py).
-const couplings = content.prior?.couplings.map(unpackLayers), eps = content.prior && array(content.prior.eps); // eps: draw by draw
-function klDivergence(mu, logvar) {
-  let kl = 0;
-  if (!couplings) {
-    for (let d = 0; d < L; d++) kl += 0.5 * (mu[d] ** 2 + Math.expm1(logvar[d]) - logvar[d]);
-    return kl;
-  }
-  for (let k = 0; k < eps.length; k += L) {
-    const u = mu.map((mean, d) => mean + Math.exp(0.5 * logvar[d]) * eps[k + d]); // z, until it went through the couplings
-    for (const layers of couplings) {
-      const a = layers[0].inputs, b = L - a, st = run(layers, u.reverse().subarray(0, a)); // of an odd L, a takes turns
-      for (let i = 0; i < b; i++) {
-        const s = Math.tanh(st[i]);
-        u[a + i] = u[a + i] * Math.exp(s) + st[b + i];
-        kl -= s;
-      }
-    }
-    for (let d = 0; d < L; d++) kl += 0.5 * (u[d] ** 2 - eps[k + d] ** 2 - logvar[d]);
-  }
-  return (kl * L) / eps.length;
-}
-if (couplings) $("kl-name").title += `: an estimate from ${eps.length / L} draws of z`;
-
-// ------------------------------------------------------------------------------------------- the test images
-
-const images = array(content.images), labels = array(content.labels), N = labels.length;
-const mus = array(content.mu), logvars = array(content.logvar);
 const subscript = (d) => "z" + String(d + 1).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
 const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
-
-// What the card shows: an image with its posterior and the ELBO's two terms, in nats (loss.py has the same formulas).
-function subject(title, pixels, mu, logvar) {
-  const logits = decodeLogits(mu);
-  let recon = 0;
-  for (let i = 0; i < N_PIXELS; i++) recon += Math.max(logits[i], 0) - logits[i] * pixels[i] + Math.log1p(Math.exp(-Math.abs(logits[i])));
-  return { title, pixels, mu, logvar, recon, kl: klDivergence(mu, logvar), reconstruction: toPixels(logits) };
-}
-const testImage = (i) => subject(`Test image ${i.toLocaleString("en")}, a ${labels[i]}`,
-  new Float32Array(images.subarray(i * N_PIXELS, (i + 1) * N_PIXELS)).map((grey) => grey / 255),
-  mus.slice(i * L, (i + 1) * L), logvars.slice(i * L, (i + 1) * L));
+const [P, Q] = content.plane; // the map shows dimension P to the right and Q upwards
 
 // ------------------------------------------------------------------------------------------------ the state
 
 const state = {
-  z: new Float32Array(L), // what is decoded, large
-  index: -1, // the test image on the card; N is the drawing
-  subject: null, // the same, as `subject` returned it
-  drawing: null, // a subject too
-  shown: Array(10).fill(true), // the legend
+  z: new Float32Array(L), // the large digit is decoded from it
+  index: -1, // which test image is on the card; N means the drawing
+  subject: null, // what `subject` returned for it
+  drawing: null, // what `subject` returned for the drawing
+  shown: Array(10).fill(true), // which digits the legend has switched on
   background: "none",
-  ends: [], // {z, name} of A and B
+  ends: [], // {z, name} of A and of B
   t: 0, // how far from A to B
   playing: false,
-  milliseconds: 0, // what the last move took: decoding and painting the digit
+  milliseconds: 0, // how long decoding and painting the digit took at the last move
 };
 const wholeMap = { x: content.centre[P], y: content.centre[Q], zoom: 1 };
-const view = { ...wholeMap }; // the map's centre; at zoom 1 its shorter side spans +-reach
-const sliders = []; // {d, input, output}
+const view = { ...wholeMap }; // x, y is the map's centre; at zoom 1 its shorter side spans +-reach
+const sliders = []; // {d, input, output} of each
 
-// White on black, as in all figures of this repository: pixels in [0, 1] onto a canvas 28 pixels high.
+// Paints pixels in [0, 1] onto a canvas 28 pixels high: white on black, as in all figures of this repository.
 function paint(canvas, pixels, left = 0) {
   const image = new ImageData(28, 28), { data } = image;
   for (let i = 0; i < N_PIXELS; i++) {
@@ -400,7 +36,7 @@ function paint(canvas, pixels, left = 0) {
 
 function setZ(z) {
   const start = performance.now();
-  const slice = z.findIndex((value, d) => d !== P && d !== Q && value !== state.z[d]); // -1: the map stays as it is
+  const slice = z.findIndex((value, d) => d !== P && d !== Q && value !== state.z[d]); // if it is -1, the map stays as it is
   state.z.set(z);
   paint($("digit"), decode(state.z));
   state.milliseconds = performance.now() - start;
@@ -414,7 +50,7 @@ function setZ(z) {
   drawOverlay();
 }
 
-// The cursor to a place on the map; the other dimensions stay. A point nearby goes onto the card.
+// Moves the cursor to a place on the map; the other dimensions stay. A point nearby goes onto the card.
 function moveTo(x, y) {
   const z = state.z.slice();
   [z[P], z[Q]] = [x, y];
@@ -423,7 +59,7 @@ function moveTo(x, y) {
   if (near >= 0 && near !== state.index) show(near);
 }
 
-// The nearest of the points shown within 14 pixels: a test image's number, N for the drawing, -1 for none.
+// Finds the nearest of the points shown within 14 pixels. It returns a test image's number, N for the drawing or -1 for none.
 function nearest(x, y) {
   let found = -1, closest = (14 / scale()) ** 2;
   const distance = (mu, start) => (mu[start + P] - x) ** 2 + (mu[start + Q] - y) ** 2;
@@ -445,14 +81,14 @@ function show(index) {
 }
 
 // -------------------------------------------------------------------------------------------------- the map
-// Three canvases: `backdrop` for the background; `base`, with the grid and the points, drawn anew when the view
-// changes; `overlay` with all that follows the pointer, drawn anew at every move.
+// The map has three canvases. `backdrop` has the background. `base` has the grid and the points, and is drawn anew when
+// the view changes. `overlay` has all that follows the pointer, and is drawn anew at every move.
 
 const [backdrop, base, overlay] = ["backdrop", "base", "map"].map((id) => $(id).getContext("2d"));
 let width = 1, height = 1, colours = {}, baseRequested = false;
 
 const leastZoom = () => Math.max(0.6, width / height / content.farthest, height / width / content.farthest);
-const scale = () => (view.zoom * Math.min(width, height)) / (2 * content.reach); // CSS pixels for a unit of z
+const scale = () => (view.zoom * Math.min(width, height)) / (2 * content.reach); // in CSS pixels for a unit of z
 const toX = (x) => width / 2 + (x - view.x) * scale(), toY = (y) => height / 2 - (y - view.y) * scale();
 const fromX = (px) => view.x + (px - width / 2) / scale(), fromY = (py) => view.y - (py - height / 2) / scale();
 
@@ -471,7 +107,7 @@ function viewChanged() {
   const room = (side) => Math.max(0, farthest * reach - side / 2 / scale());
   view.x = clamp(view.x, wholeMap.x - room(width), wholeMap.x + room(width));
   view.y = clamp(view.y, wholeMap.y - room(height), wholeMap.y + room(height));
-  if (!baseRequested) requestAnimationFrame(drawBase); // at most once a frame
+  if (!baseRequested) requestAnimationFrame(drawBase); // it is drawn at most once a frame
   baseRequested = true;
   drawOverlay();
   if (state.background !== "none") restartBackground(120);
@@ -490,7 +126,7 @@ function fit() {
   viewChanged();
 }
 
-function readColours() { // as the style sheet has them now, light or dark
+function readColours() { // the style sheet has the light ones now, or the dark ones
   for (const name of ["ink", "soft", "line", "sheet"]) {
     $("name").style.color = `var(--${name})`;
     colours[name] = getComputedStyle($("name")).color;
@@ -506,7 +142,7 @@ function drawBase() {
 }
 
 // Writes the points pixel by pixel: thousands of drawing commands would take longer than a frame. Where dots overlap
-// the later one wins; at their edges, which fade out, the more opaque one.
+// the later one wins. At their edges, which fade out, the more opaque one does.
 function drawPoints() {
   const ratio = devicePixelRatio, image = base.createImageData(base.canvas.width, base.canvas.height);
   const pixels = new Uint32Array(image.data.buffer), columns = image.width, opacity = { none: 210, manifold: 120, density: 80 }[state.background];
@@ -525,13 +161,13 @@ function drawPoints() {
   base.putImageData(image, 0, 0);
 }
 
-function drawGrid() { // its lines below the points, its labels above them
+function drawGrid() { // its lines lie below the points, its labels above them
   const rough = clamp(Math.min(width, height) / 6, 40, 90) / scale(), power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough), digits = Math.max(0, -Math.floor(Math.log10(step)));
   const multiples = (low, high) => Array.from({ length: Math.floor(high / step) - Math.ceil(low / step) + 1 }, (_, k) => (k + Math.ceil(low / step)) * step);
   const columns = multiples(fromX(0), fromX(width)), rows = multiples(fromY(height), fromY(0));
   Object.assign(base, { globalCompositeOperation: "destination-over", fillStyle: colours.line });
-  if (state.background !== "manifold") { // whose pictures it would cross out
+  if (state.background !== "manifold") { // the grid would cross out its pictures
     for (const x of columns) base.fillRect(Math.round(toX(x)), 0, 1, height);
     for (const y of rows) base.fillRect(0, Math.round(toY(y)), width, 1);
   }
@@ -549,7 +185,7 @@ function disc(context, px, py, radius, fill, stroke) {
   if (stroke) Object.assign(context, { strokeStyle: stroke, lineWidth: 1.5 }).stroke();
 }
 
-function write(context, text, px, py, align, colour = colours.soft) { // with a halo, to be read on any background
+function write(context, text, px, py, align, colour = colours.soft) { // the halo makes it readable on any background
   Object.assign(context, { font: "12px system-ui, sans-serif", textAlign: align, fillStyle: colour, strokeStyle: colours.sheet });
   Object.assign(context, { lineWidth: 4, lineJoin: "round" }).strokeText(text, px, py);
   context.fillText(text, px, py);
@@ -599,10 +235,10 @@ function drawOverlay() {
 // ---------------------------------------------------------------------------------------------- backgrounds
 // Each is a generator that draws a little and yields, so that the pointer is answered while it works.
 
-let drawn = { x: 0, y: 0, scale: 1 }; // the view that the backdrop shows; until a new one is there it is moved and stretched
+let drawn = { x: 0, y: 0, scale: 1 }; // the backdrop's view; the picture is moved and stretched until a new one is there
 let job = null, jobTimer = 0;
 
-function backdropPlace() { // its left, top and stretch in the present view
+function backdropPlace() { // returns its left, top and stretch in the present view
   const stretch = scale() / drawn.scale;
   return [toX(drawn.x) - (width / 2) * stretch, toY(drawn.y) - (height / 2) * stretch, stretch];
 }
@@ -616,7 +252,7 @@ function restartBackground(delay = 0) {
   clearTimeout(jobTimer);
   jobTimer = setTimeout(() => {
     const [left, top, stretch] = backdropPlace(), idle = !job;
-    backdrop.globalCompositeOperation = "copy"; // the old picture stays, where it belongs now, till it is drawn over
+    backdrop.globalCompositeOperation = "copy"; // the old picture stays, moved to its new place, till it is drawn over
     backdrop.drawImage(backdrop.canvas, left, top, width * stretch, height * stretch);
     backdrop.globalCompositeOperation = "source-over";
     drawn = { x: view.x, y: view.y, scale: scale() };
@@ -628,12 +264,12 @@ function restartBackground(delay = 0) {
 
 function work() {
   if (!job) return;
-  const end = performance.now() + 10; // milliseconds of each frame
+  const end = performance.now() + 10; // it may take 10 milliseconds of each frame
   while (job && performance.now() < end) if (job.next().done) job = null;
   requestAnimationFrame(work);
 }
 
-// A picture whose opacity is `alpha(i)`, in the colour of the text: so it suits light and dark.
+// Returns a picture whose opacity is `alpha(i)`. Its colour is that of the text, so it suits light and dark.
 function inked(columns, rows, alpha) {
   const canvas = new OffscreenCanvas(columns, rows), context = canvas.getContext("2d"), image = new ImageData(columns, rows);
   for (let i = 0; i < columns * rows; i++) image.data[4 * i + 3] = 255 * alpha(i);
@@ -665,7 +301,7 @@ const backgrounds = {
   *density() { // the mean of q(z|x) over the points shown
     const cell = 3, columns = Math.ceil(width / cell), rows = Math.ceil(height / cell);
     const sum = new Float32Array(columns * rows), [left, top, size] = [fromX(cell / 2), fromY(cell / 2), cell / scale()];
-    const profile = (mean, logvar, first, step, n) => { // a Gaussian along one axis: its first cell and its values
+    const profile = (mean, logvar, first, step, n) => { // returns the first cell and the values of a Gaussian along one axis
       const std = Math.exp(0.5 * logvar), middle = (mean - first) / step, far = Math.abs((4 * std) / step);
       const begin = Math.max(0, Math.ceil(middle - far)), end = Math.min(n, Math.floor(middle + far) + 1);
       const value = (_, k) => Math.exp(-0.5 * (((begin + k - middle) * step) / std) ** 2) / std;
@@ -691,7 +327,7 @@ const backgrounds = {
 
 const between = (t) => state.ends[0].z.map((a, d) => a + t * (state.ends[1].z[d] - a));
 
-function choose() { // the point on the map that is nearest to the cursor, or the cursor itself
+function choose() { // takes the point on the map that is nearest to the cursor, or the cursor itself
   const index = nearest(state.z[P], state.z[Q]);
   if (index >= 0) {
     show(index);
@@ -730,10 +366,10 @@ function play(on) {
   state.playing = on;
   $("play").textContent = on ? "Pause" : "Play";
   if (!started) return;
-  const offset = Math.acos(1 - 2 * state.t) / Math.PI, start = performance.now(); // goes on from where it is
+  const offset = Math.acos(1 - 2 * state.t) / Math.PI, start = performance.now(); // it goes on from where it is
   const frame = (now) => {
     if (!state.playing) return;
-    setT(0.5 - 0.5 * Math.cos(Math.PI * (offset + Math.max(0, now - start) / 2500))); // slow at both ends
+    setT(0.5 - 0.5 * Math.cos(Math.PI * (offset + Math.max(0, now - start) / 2500))); // it is slow at both ends
     requestAnimationFrame(frame);
   };
   requestAnimationFrame(frame);
@@ -741,7 +377,7 @@ function play(on) {
 
 // -------------------------------------------------------------------------------------------------- drawing
 
-const strokes = []; // lists of [x, y], 0 to 1 across the pad
+const strokes = []; // each is a list of [x, y], which go from 0 to 1 across the pad
 
 function trace(context, toPixel, lineWidth) {
   context.fillRect(0, 0, context.canvas.width, context.canvas.height);
@@ -753,7 +389,8 @@ function trace(context, toPixel, lineWidth) {
   }
 }
 
-// The strokes as MNIST has its digits: 20 pixels along the longer side, the centre of mass in the middle of 28 x 28.
+// Returns the strokes as MNIST has its digits: 28 x 28 pixels, of which the longer side of the digit takes 20. The centre of
+// mass is in the middle.
 function normalised() {
   const points = strokes.flat(), low = [0, 1].map((k) => Math.min(...points.map((p) => p[k])));
   const size = Math.max(...[0, 1].map((k) => Math.max(...points.map((p) => p[k])) - low[k]), 0.1);
@@ -791,10 +428,10 @@ function clearDrawing() {
 
 // ------------------------------------------------------------------------------------------ hands and keys
 
-const pointers = new Map(); // of those that are down: where they are
-let travelled = 0; // pixels since the first went down; a click travels little
+const pointers = new Map(); // where each pointer is that is down
+let travelled = 0; // how many pixels since the first went down; a click travels little
 
-const onMap = ({ clientX, clientY }) => { // event.offsetX would be rounded
+const onMap = ({ clientX, clientY }) => { // we avoid event.offsetX, which would be rounded
   const { left, top } = $("map").getBoundingClientRect();
   return [clientX - left, clientY - top];
 };
@@ -813,7 +450,7 @@ $("map").onpointermove = (event) => {
     const old = pointers.size === 2 ? apart() : 0, [dx, dy] = [now[0] - before[0], now[1] - before[1]];
     pointers.set(event.pointerId, now);
     travelled += Math.abs(dx) + Math.abs(dy);
-    if (pointers.size === 2 || (event.pointerType === "mouse" && travelled > 4)) { // two fingers: each moves it by half
+    if (pointers.size === 2 || (event.pointerType === "mouse" && travelled > 4)) { // each of two fingers moves it by half
       view.x -= dx / pointers.size / scale();
       view.y += dy / pointers.size / scale();
       if (old) zoomBy(apart() / old, ...[0, 1].map((k) => [...pointers.values()].reduce((sum, at) => sum + at[k] / 2, 0)));
@@ -834,7 +471,7 @@ $("map").addEventListener("wheel", (event) => {
 
 const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 $("map").onkeydown = (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
+  if (event.ctrlKey || event.metaKey || event.altKey) return; // these keys are the browser's own
   const actions = { "+": () => zoomBy(1.25), "=": () => zoomBy(1.25), "-": () => zoomBy(0.8), Home: fit, Enter: choose, Escape: forgetEnds };
   actions[" "] = () => state.ends.length === 2 && play(!state.playing);
   for (const [key, [dx, dy]] of Object.entries(arrows)) {
@@ -924,16 +561,17 @@ $("clear").onclick = clearDrawing;
 
 // --------------------------------------------------------------------------------------------------- begin
 
+if (couplings) $("kl-name").title += `: an estimate from ${eps.length / L} draws of z`;
 $("name").textContent = `${content.name}, ${N.toLocaleString("en")} test images`;
 setTheme(systemDark.matches);
 new ResizeObserver(resize).observe($("frame"));
 resize();
 show(0);
-for (let i = 0; i < 10; i++) setZ(state.subject.mu); // the first runs of a loop are slow: let them be before the first move
+for (let i = 0; i < 10; i++) setZ(state.subject.mu); // a loop's first runs are slow, so we have them before the first move
 
-// For tests and for curious people at the console: explorer.decode([0, 1]) gives 784 pixels in [0, 1],
-// explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) what is known of one, explorer.place(z) where z is
-// in the window, explorer.at(x, y) what the map has there.
+// This is for tests and for curious people at the console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
+// explorer.encode(pixels) gives {mu, logvar}, and explorer.testImage(i) gives what is known of a test image.
+// explorer.place(z) says where z is in the window, and explorer.at(x, y) which place of the map is there.
 window.explorer = { content, state, view, decode, encode, testImage, moveTo,
   place(z) {
     const [left, top] = onMap({ clientX: 0, clientY: 0 });
@@ -944,6 +582,3 @@ window.explorer = { content, state, view, decode, encode, testImage, moveTo,
     return [fromX(px), fromY(py)];
   },
 };
-</script>
-</body>
-</html>

@@ -1,0 +1,192 @@
+"""What one computes about a model: ELBO terms, posteriors, log p(x) by sampling and by integration.
+
+Images are uint8 (N, 1, 28, 28) anywhere; figures are float64 on the CPU, in nats per image.
+"""
+
+import math
+from typing import NamedTuple
+
+from utils.device import autocast, rng
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from data import to_float
+from loss import (
+    bernoulli_nll,
+    gaussian_log_prob,
+    kl_per_dimension,
+    log_mean_exp,
+    squared_error,
+    standard_normal_log_prob,
+)
+from model import VAE
+
+NOISE_SEED = 0  # of the posterior draws, the same for every model and run
+ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
+GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^2; the prior's mass outside is below 2e-10
+GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
+COARSEST_GRID, FINEST_GRID = 256, 2048  # points along each axis
+N_LABELLED, N_NEIGHBOURS = 1000, 5
+
+
+class ElboTerms(NamedTuple):
+    """The ELBO's terms of N images: recon + kl is -ELBO."""
+
+    recon: Tensor  # (N,): -log p(x|z) for one draw of z ~ q(z|x)
+    kl: Tensor  # (N,): KL(q(z|x) || p(z))
+    squared_error: Tensor  # (N,)
+    mu: Tensor  # (N, L)
+    logvar: Tensor  # (N, L)
+
+
+def posterior_noise(n: int, latent_dim: int) -> Tensor:
+    """The fixed eps (n, L) of all evaluations with one posterior draw an image."""
+    return torch.randn(n, latent_dim, generator=rng(NOISE_SEED))
+
+
+@torch.inference_mode()
+def elbo_terms(
+    model: VAE, images: Tensor, eps: Tensor, precision: str = "fp32", batch_size: int = 1000
+) -> ElboTerms:
+    """The ELBO's terms with z = mu + std * eps for the given eps (N, L).
+
+    Only their rounding depends on `batch_size`.
+    """
+    model.eval()
+    parts = []
+    for chunk, noise in zip(images.split(batch_size), eps.split(batch_size), strict=True):
+        x, noise = to_float(chunk.to(model.device)), noise.to(model.device)  # (B, 1, 28, 28)
+        with autocast(precision, model.device):
+            logits, mu, logvar = model(x, noise)
+        z = model.reparameterize(mu, logvar, noise)  # (B, L)
+        kl = model.prior.kl(mu, logvar, z[None])[0]
+        parts.append((bernoulli_nll(logits, x), kl, squared_error(logits, x), mu, logvar))
+    return ElboTerms(*(torch.cat(part).cpu().double() for part in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def posteriors(
+    model: VAE, images: Tensor, precision: str = "fp32", batch_size: int = 1000
+) -> tuple[Tensor, Tensor]:
+    """mu and logvar of q(z|x), (N, L) each."""
+    model.eval()
+    parts = []
+    for chunk in images.split(batch_size):
+        with autocast(precision, model.device):
+            parts.append(model.encode(to_float(chunk.to(model.device))))
+    mu, logvar = (torch.cat(part).cpu().double() for part in zip(*parts, strict=True))
+    return mu, logvar
+
+
+def active_units(mu: Tensor) -> Tensor:
+    """Whether each dimension's mean varies with the image by more than 0.01: (N, L) -> (L,).
+
+    Burda et al. 2016, Section 5.2.
+    """
+    return mu.var(dim=0, correction=0) > ACTIVE_VARIANCE
+
+
+def aggregate_posterior_std(mu: Tensor, logvar: Tensor) -> Tensor:
+    """The deviation of the mean over images of q(z|x), in each dimension: (N, L) twice -> (L,)."""
+    return (mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)).sqrt()
+
+
+def kl_of_dimensions(mu: Tensor, logvar: Tensor, prior: str) -> Tensor:
+    """How much each dimension says about the image: (N, L) twice -> (L,), means of the KL.
+
+    Against N(0, 1), or with a flow, which has no such term for one dimension, against the Gaussian
+    of the aggregate posterior's mean and deviation.
+    """
+    if prior == "flow":
+        std = aggregate_posterior_std(mu, logvar)
+        mu, logvar = (mu - mu.mean(dim=0)) / std, logvar - 2 * std.log()
+    return kl_per_dimension(mu, logvar).mean(dim=0)
+
+
+@torch.inference_mode()
+def importance_weighted_nll(
+    model: VAE, images: Tensor, n_samples: int, precision: str = "fp32", batch_size: int = 1000
+) -> Tensor:
+    """-L_K of Burda et al. 2016 (eq. 8), an upper bound of -log p(x): (N,).
+
+    Each image is encoded once, and its K = `n_samples` draws are decoded in batches of at most
+    `batch_size`, so memory does not grow with K. The draws of image i depend on i alone.
+    """
+    nll = torch.empty(len(images), dtype=torch.float64)  # many small results fragment the heap
+    n_together = max(1, batch_size // n_samples)  # images whose draws fill a batch
+    indices = torch.arange(len(images)).split(n_together)
+    for index in tqdm(indices, desc="importance sampling", leave=False, disable=None):
+        x = to_float(images[index].to(model.device))  # (B, 1, 28, 28)
+        with autocast(precision, model.device):
+            mu, logvar = (part[:, None] for part in model.encode(x))  # (B, 1, L)
+        size = (n_samples, mu.shape[-1])
+        eps = torch.stack([torch.randn(size, generator=rng(NOISE_SEED, int(i))) for i in index])
+        z = model.reparameterize(mu, logvar, eps.to(model.device))  # (B, K, L)
+        log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar)  # (B, K)
+        for draws in torch.arange(n_samples).split(batch_size):
+            with autocast(precision, model.device):
+                logits = model.decode(z[:, draws])  # (B, D, 1, 28, 28)
+            log_w[:, draws] -= bernoulli_nll(logits, x[:, None])
+        nll[index] = -log_mean_exp(log_w.cpu().double())
+    return nll
+
+
+@torch.inference_mode()
+def grid_log_sum(model: VAE, x: Tensor, n: int, shift: tuple[float, float]) -> Tensor:
+    """log of the sum of p(x|u) p(u) over a grid of n * n points u: x (N, 784) -> (N,).
+
+    `shift` moves the grid by so many of its steps. For all images and a row of the grid log p(x|u)
+    is one matrix product: x . logits - sum of softplus(logits).
+    """
+    step = 2 * GRID_LIMIT / n
+    rows, columns = (
+        torch.arange(n, device=x.device) * step - GRID_LIMIT + by * step for by in shift
+    )
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64)
+    for row in tqdm(rows, desc=f"quadrature, {n} x {n}", leave=False, disable=None):
+        u = torch.stack((row.expand(n), columns), dim=1)  # (n, 2)
+        logits = model.decode(model.prior.from_normal(u)).flatten(1)  # (n, 784)
+        log_p_u = standard_normal_log_prob(u) - F.softplus(logits).sum(dim=1)  # (n,)
+        log_joint = x @ logits.T + log_p_u  # (N, n)
+        total = torch.logaddexp(total, log_joint.logsumexp(dim=1).cpu().double())
+    return total
+
+
+def exact_nll(model: VAE, images: Tensor, n_grid: int = COARSEST_GRID) -> tuple[Tensor, int, float]:
+    """-log p(x) by the trapezoidal rule over a grid in two dimensions; it needs no encoder.
+
+    The grid is one of u ~ N(0, I), of which the prior makes z. It starts with `n_grid` points along
+    each axis, and its step is halved until that moves the mean by less than GRID_TOLERANCE.
+    Returns the nats (N,), the final points along each axis, and what the last halving moved.
+    """
+    x = to_float(images.to(model.device)).flatten(1)  # (N, 784)
+    log_sum, change = grid_log_sum(model, x, n_grid, (0, 0)), math.inf
+    while change >= GRID_TOLERANCE and n_grid < FINEST_GRID:
+        shifts = ((0, 0.5), (0.5, 0), (0.5, 0.5))
+        between = [grid_log_sum(model, x, n_grid, shift) for shift in shifts]
+        finer = torch.stack((log_sum, *between)).logsumexp(dim=0)
+        change = abs((finer - log_sum).mean().item() - math.log(4))  # a cell is a quarter as large
+        log_sum, n_grid = finer, 2 * n_grid
+    return -(log_sum + 2 * math.log(2 * GRID_LIMIT / n_grid)), n_grid, change
+
+
+def knn_accuracy(
+    mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = 20
+) -> Tensor:
+    """Accuracy of 5 nearest neighbours among 1,000 labelled images, for seeded draws of those.
+
+    `mu` (N, L) and `labels` (N,) to classify; `labelled_mu` (M, L) and `labelled` (M,) to draw
+    from. Returns (n_draws,). Of labels with equal votes the smallest wins. S-VAE's protocol
+    (Davidson et al. 2018, Section 5.3).
+    """
+    accuracies = []
+    for draw in range(n_draws):
+        chosen = torch.randperm(len(labelled_mu), generator=rng(NOISE_SEED, draw))[:N_LABELLED]
+        distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
+        nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
+        votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)
+        accuracies.append((votes.argmax(dim=1) == labels).double().mean())
+    return torch.stack(accuracies)

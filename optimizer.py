@@ -1,0 +1,69 @@
+"""The optimizer: AdamW by PyTorch's own fused kernel, and the schedule of its learning rate.
+
+Paper: Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019),
+https://arxiv.org/abs/1711.05101. torch.optim.AdamW computes the same, but its first use imports
+PyTorch's compiler, which takes as long as the rest of the start.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+WARMUP_STEPS = 500
+BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01
+
+
+def cosine(progress: float) -> float:
+    """From 1 at the beginning of training (0) to 0 at its end (1)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def learning_rate(step: int, n_steps: int, peak: float) -> float:
+    """Of step 0 to n_steps - 1: a linear warm-up, then half a cosine down to 0."""
+    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, n_steps))
+    return peak * warmup * cosine(step / n_steps)
+
+
+class AdamW:
+    """Steps of Algorithm 2 for `parameters`, whose gradients are there at each `step`."""
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self.parameters = list(parameters)
+        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
+        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.lr = 0.0  # of the last step
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One step with the learning rate `lr`."""
+        self.lr = lr
+        adamw(
+            self.parameters,
+            [p.grad for p in self.parameters],
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            max_exp_avg_sqs=[],
+            state_steps=self.steps,
+            fused=True,
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=lr,
+            weight_decay=WEIGHT_DECAY,
+            eps=EPS,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What a resumed run needs."""
+        return {"m": self.exp_avgs, "v": self.exp_avg_sqs, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Takes over such a state, or raises whatever a foreign one provokes."""
+        for name, ours in self.state_dict().items():
+            for tensor, saved in zip(ours, state[name], strict=True):
+                tensor.copy_(saved)
