@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-WARMUP_STEPS = 500
-BETAS, EPS, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 0.01
+WARMUP_STEPS = 100
+BETAS, EPS, WEIGHT_DECAY = (0.9, 0.99), 1e-8, 0.01
 
 
 def cosine(progress: float) -> float:
@@ -22,8 +22,11 @@ def cosine(progress: float) -> float:
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """Of step 0 to n_steps - 1: a linear warm-up, then half a cosine down to 0."""
-    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, n_steps))
+    """Of step 0 to n_steps - 1: half a cosine from the peak to 0, behind a linear warm-up.
+
+    The warm-up takes 100 steps, or a tenth of a run that is shorter than 1,000.
+    """
+    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
     return peak * warmup * cosine(step / n_steps)
 
 

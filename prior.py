@@ -29,6 +29,10 @@ class NormalPrior(nn.Module):
             return kl_divergence(mu, logvar)[None]
         return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
 
+    def to_normal(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z ~ p(z) -> u ~ N(0, I) (..., L), and log |det du/dz| (...)."""
+        return z, torch.zeros_like(z[..., 0])
+
     def from_normal(self, u: Tensor) -> Tensor:
         """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L)."""
         return u
@@ -81,11 +85,8 @@ class FlowPrior(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats: (..., L) -> (...) (eq. 3 of the paper)."""
-        log_det = 0.0
-        for coupling in self.couplings:
-            z, change = coupling(z.flip(-1))  # the flip puts the other half in front
-            log_det = log_det + change
-        return standard_normal_log_prob(z) + log_det
+        u, log_det = self.to_normal(z)
+        return standard_normal_log_prob(u) + log_det
 
     def kl(self, mu: Tensor, logvar: Tensor, z: Tensor) -> Tensor:
         """log q(z|x) - log p(z) in nats for each draw z ~ q(z|x), whose mean is KL(q || p).
@@ -94,8 +95,16 @@ class FlowPrior(nn.Module):
         """
         return gaussian_log_prob(z, mu, logvar) - self.log_prob(z)
 
+    def to_normal(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z ~ p(z) -> u ~ N(0, I) (..., L), and log |det du/dz| (...)."""
+        log_det = torch.zeros_like(z[..., 0])
+        for coupling in self.couplings:
+            z, change = coupling(z.flip(-1))  # the flip puts the other half in front
+            log_det = log_det + change
+        return z, log_det
+
     def from_normal(self, u: Tensor) -> Tensor:
-        """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L), undoing what `log_prob` does."""
+        """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L), undoing `to_normal`."""
         for coupling in reversed(self.couplings):
             u = coupling.inverse(u).flip(-1)
         return u

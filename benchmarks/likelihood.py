@@ -1,76 +1,69 @@
-"""Time to quality: minutes from the start of the command to each validation -ELBO, and the NLL at the end.
+"""The likelihood within a budget: minutes to each validation -ELBO, and the NLL at the end.
 
-    python3 benchmarks/likelihood.py --minutes 15 --train_flags "--prior flow" --save_dir runs/likelihood
+    python3 benchmarks/likelihood.py --minutes 15 --train_flags "--prior flow" --save_dir runs/long
 
 Runs train.py with as many epochs as fit into the budget, then evaluate.py on its best checkpoint.
 """
 
 import json
-import re
 import shlex
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import cli
-from data import SPLITS
-from errors import UserError
+from utils import cli
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = shlex.split("--arch conv --latent_dim 40 --binarize dynamic --recon_weight 784 --lr 0.002")
+from benchmarks.common import metrics, run
+from data import SPLITS
+
+RECIPE = (
+    "--arch conv --latent_dim 40 --binarize dynamic --recon_weight 784 --lr 0.002 --batch_size 128"
+)
 LEVELS = (110, 100, 95, 90, 88, 86)  # nats
 N_TRIAL = 5_000  # images of the short run that tells how long an epoch takes
 N_EVALUATED = 1_000  # validation images, for the NLL
-UNCOUNTED_SECONDS = 15  # of the command beside its epochs: imports, data, test figures
 
 
-def train(save_dir: Path, *flags: str) -> list[tuple[float, float, float]]:
-    """Runs train.py; for each epoch: seconds since the command began, validation -ELBO, seconds of the training alone.
-
-    Raises UserError.
-    """
-    start, epochs = time.perf_counter(), []
-    command = [sys.executable, ROOT / "train.py", *RECIPE, *flags, "--save_dir", save_dir]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if found := re.search(r"val .* -ELBO (\S+) nats \| (\S+) s", line):
-                epochs.append((time.perf_counter() - start, float(found[1]), float(found[2])))
-                print(line, end="", file=sys.stderr, flush=True)
-        errors = process.stderr.read().strip()
-    if process.returncode:
-        raise UserError(f"train.py failed: {(errors.splitlines() or ['it was killed.'])[-1]}")
-    return epochs
+def epochs_in(minutes: float, flags: list[str]) -> int:
+    """How many epochs of train.py fit, judged by two on a few images. Raises UserError."""
+    with TemporaryDirectory() as folder:
+        few = ("--n_train", str(N_TRIAL), "--n_epochs", "2", "--save_dir", folder)
+        trial = run("train.py", *flags, *few)
+        training = metrics(Path(folder, "last.pth"))[1]["seconds"]  # without its validation
+    epoch = trial.epoch_ends[1] - trial.epoch_ends[0]
+    startup = trial.seconds - 2 * epoch
+    full_epoch = epoch + training * (SPLITS["train"][1].stop / N_TRIAL - 1)
+    return max(1, int((60 * minutes - startup) / full_epoch))
 
 
 def main() -> None:
-    parser = cli.parser("Trains for a budget of minutes; prints when each validation -ELBO was reached, and the last NLL.")
-    parser.add_argument("--minutes", type=cli.number(1, 10_000), default=15.0, help="for the whole training command")
-    parser.add_argument("--save_dir", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
+    parser = cli.parser("Trains for a budget of minutes, then measures the NLL.")
+    add = parser.add_argument
+    add("--minutes", type=cli.number(1, 10_000), default=15.0, help="for the whole command")
+    add("--save_dir", type=Path, required=True, help="folder of the run")
+    add("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
     args = parser.parse_args()
-    flags = shlex.split(args.train_flags)
+    flags = shlex.split(f"{RECIPE} {args.train_flags}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        (first, _, _), (second, _, seconds) = train(Path(folder), *flags, "--n_train", str(N_TRIAL), "--n_epochs", "2")
-    seconds = second - first - seconds + seconds * SPLITS["train"][1].stop / N_TRIAL  # of a full epoch and its validation
-    n_epochs = max(1, int((60 * args.minutes - UNCOUNTED_SECONDS) / seconds))
-    start = time.perf_counter()
-    epochs = train(args.save_dir, *flags, "--n_epochs", str(n_epochs))
-    minutes = (time.perf_counter() - start) / 60
-    command = [sys.executable, ROOT / "evaluate.py", "--model_params", args.save_dir / "best.pth", "--split", "val", "--json"]
-    command += ["--n_images", str(N_EVALUATED)]
-    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    n_epochs = epochs_in(args.minutes, flags)
+    done = run("train.py", *flags, "--n_epochs", str(n_epochs), "--save_dir", args.save_dir)
+    neg_elbos = [row["val_neg_elbo"] for row in metrics(args.save_dir / "last.pth")]
+    how = ("--split", "val", "--n_images", str(N_EVALUATED), "--json")
+    r = json.loads(run("evaluate.py", "--model_params", args.save_dir / "best.pth", *how).lines[-1])
 
-    print(f"{n_epochs} epochs, {minutes:.1f} minutes for the whole command: " + " ".join(["train.py", *RECIPE, *flags]))
-    reached = [next((f"{t / 60:.1f}" for t, neg_elbo, _ in epochs if neg_elbo <= level), "") for level in LEVELS]
-    best = min(neg_elbo for _, neg_elbo, _ in epochs)
-    print("\n| validation -ELBO | " + " | ".join(map(str, LEVELS)) + " | best | NLL |")
-    print("|---" * (len(LEVELS) + 3) + "|")
-    print(f"| minutes | {' | '.join(reached)} | {best:.2f} | {result['nll']:.2f} +- {result['nll_stderr']:.2f} |")
-    print(f"\nNLL: {result['n_images']:,} validation images, K={result['n_importance_samples']}, {result['precision']}")
+    print(f"{n_epochs} epochs, {done.seconds / 60:.1f} minutes: train.py {shlex.join(flags)}\n")
+    cells = []
+    for level in LEVELS:
+        reached = (n for n, neg_elbo in enumerate(neg_elbos) if neg_elbo <= level)
+        first = next(reached, None)
+        cells.append("" if first is None else f"{done.epoch_ends[first] / 60:.1f}")
+    cells += [f"{min(neg_elbos):.2f}", f"{r['nll']:.2f} +- {r['nll_stderr']:.2f}"]
+    print(f"| validation -ELBO | {' | '.join(map(str, LEVELS))} | best | NLL |")
+    print("|---" * (len(cells) + 1) + "|")
+    print(f"| minutes | {' | '.join(cells)} |")
+    images = f"{r['n_images']:,} validation images"
+    print(f"\nNLL: {images}, K={r['n_importance_samples']}, {r['precision']}")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
-"""Copies a checkpoint with its weights in half precision, so that it takes half the space; it loads as any other.
+"""Copies a checkpoint with its weights in half precision, so that it takes half the space.
 
-python3 pretrained/halve.py --model_params runs/MNIST_conv_40d/best.pth --save_to pretrained/vae_mnist_40d.pth
+python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to pretrained/vae_mnist_40d.pth
 """
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import cli
-from checkpoint import load_checkpoint, save_checkpoint
-from errors import UserError
+from utils import cli
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError
 
 
 def main() -> None:
     parser = cli.parser("Copies a checkpoint with its weights in half precision.")
-    parser.add_argument("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    parser.add_argument("--save_to", type=Path, required=True, help="the .pth file to write")
+    add = parser.add_argument
+    add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
+    add("--save_to", type=Path, required=True, help="the .pth file to write")
     args = parser.parse_args()
     model, checkpoint = load_checkpoint(args.model_params)
     if not all(parameter.isfinite().all() for parameter in model.half().parameters()):
-        raise UserError(f"the weights of {args.model_params} are beyond the range of half precision; keep them as they are.")
+        raise UserError(
+            f"the weights of {args.model_params} are beyond the range of half precision; "
+            f"keep them as they are."
+        )
     save_checkpoint(args.save_to, model, checkpoint["args"], checkpoint["metrics"])
     print(args.save_to)
 

@@ -1,5 +1,6 @@
-"""What the tests share: running the scripts, a tiny trained run, and a trainer that forks instead of importing anew."""
+"""What the tests share: random models, the scripts in processes of their own, a tiny run."""
 
+import csv
 import json
 import os
 import signal
@@ -9,69 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
+from utils.checkpoint import save_checkpoint
+
 import pytest
 import torch
 from torch import nn
 
+from model import VAE, VAEConfig
+
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ("--n_train", "256", "--width", "16", "--n_blocks", "1", "--precision", "fp32", "--device", "cpu")
+PROGRAMS = ROOT / "tests" / "programs"
+TINY = ["--n_train", "256", "--batch_size", "128", "--width", "16", "--n_blocks", "1"]
+TINY += ["--precision", "fp32", "--device", "cpu"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-# Imports train.py once. For each JSON line on its standard input it forks a child that is that run of train.py, sends it
-# a signal if asked to, and answers with its exit code. The validation and test images are few, for speed.
-TRAINER = """
-import functools, json, os, sys, time, traceback
-from pathlib import Path
-import torch
-import torch._dynamo  # which an optimizer imports
-torch.set_num_threads(1)
-import cli, data, train
-data._read_idx = functools.cache(data._read_idx)
-for split in data.SPLITS:
-    data.load_mnist(data.DATA_DIR, split)
-data.SPLITS |= {"val": ("train", slice(50_000, 50_500)), "test": ("t10k", slice(0, 500))}
 
-def run(job):
-    os.chdir(job["folder"])
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["train.py", *job["flags"]]
-    try:
-        exec(job["before"], {})
-        cli.run(train.main)
-        return 0
-    except SystemExit as end:
-        return end.code
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-
-for line in sys.stdin:
-    job = json.loads(line)
-    start, output = None, Path(job["folder"], "stdout")
-    output.write_text("")
-    child = os.fork()
-    if child == 0:
-        os._exit(run(job))
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if start is None and job["once"] in output.read_text():
-            start = time.monotonic()
-        if start is not None and job["after"] is not None and time.monotonic() - start >= job["after"]:
-            os.kill(child, job["signal"])
-            job["after"] = None
-        time.sleep(0.002)
-    print(os.waitstatus_to_exitcode(ended[1]), flush=True)
-"""
+def words(args: tuple[str | Path, ...]) -> list[str]:
+    """The words of a command line; what begins with -- may hold several."""
+    split = (arg.split() if arg.startswith("--") else [arg] for arg in map(str, args))
+    return [word for part in split for word in part]
 
 
-def run_script(*args: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `args[0]`, a script of this repository, in a process of its own whose working directory is `cwd`."""
-    command = [sys.executable, str(ROOT / args[0]), *map(str, args[1:])]
-    return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+def run_script(
+    script: str | Path, *args: str | Path, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs a script of this repository in a process of its own, with `cwd` as its folder."""
+    command = [sys.executable, str(ROOT / script), *words(args)]
+    how = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, **how)
 
 
 def one_sentence(stderr: str) -> str:
@@ -81,6 +47,26 @@ def one_sentence(stderr: str) -> str:
     assert lines[0].startswith("error: "), stderr
     assert lines[0].endswith("."), stderr
     return lines[0]
+
+
+def refusal(done: subprocess.CompletedProcess) -> str:
+    """The one sentence with which a script must have refused."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    return one_sentence(done.stderr)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """A metrics.csv, all values as text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(path: Path) -> str:
+    """All that a checkpoint holds, apart from the seconds that it took."""
+    checkpoint = torch.load(path, weights_only=True)
+    for row in checkpoint["metrics"]:
+        row.pop("seconds", None)
+    return json.dumps(checkpoint, default=torch.Tensor.tolist)
 
 
 def liven(prior: nn.Module) -> nn.Module:
@@ -95,13 +81,33 @@ def liven(prior: nn.Module) -> nn.Module:
     return prior
 
 
+def random_model(arch="mlp", latent_dim=2, width=16, n_blocks=3, prior="normal") -> VAE:
+    """An untrained model no weight of which is zero: what it decodes to varies with z."""
+    torch.manual_seed(0)
+    model = VAE(VAEConfig(arch, latent_dim, width, n_blocks, prior)).eval()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, std=layer.weight[0].numel() ** -0.5)
+    nn.init.normal_(model.output_bias)
+    if prior == "flow":
+        liven(model.prior)
+    return model
+
+
+def save_model(path: Path, model: VAE, **args) -> Path:
+    """Writes a checkpoint of a model that was trained on MNIST, or as `args` say; gives `path`."""
+    save_checkpoint(path, model, {"dataset": "MNIST", "binarize": "none"} | args, [])
+    return path
+
+
 class Trainer:
     """Runs train.py in a folder, as often as one likes, without paying its imports each time."""
 
     def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TRAINER], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, PROGRAMS / "trainer.py"]
+        self.process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
 
     def __call__(
         self,
@@ -112,15 +118,19 @@ class Trainer:
         after: float | None = None,
         once: str = "",
     ) -> subprocess.CompletedProcess:
-        """Runs `train.py *flags` with `folder` as its working directory; `before` is code to run in its process first.
+        """Runs `train.py *flags` with `folder` as its working directory.
 
-        The process gets `signal_number` so many seconds `after` its output holds the text `once`; with neither, it gets none.
+        `before` is a call of programs/faults.py that its process makes first. The process gets
+        `signal_number` so many seconds `after` its output holds the text `once`; with neither, it
+        gets none.
         """
-        job = {"folder": str(folder), "flags": list(map(str, flags)), "before": before}
-        job |= {"signal": signal_number, "after": 0 if once and after is None else after, "once": once}
+        after = 0 if once and after is None else after
+        job = {"folder": str(folder), "flags": words(flags), "before": before}
+        job |= {"signal": signal_number, "after": after, "once": once}
         print(json.dumps(job), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
-        return subprocess.CompletedProcess(flags, code, (folder / "stdout").read_text(), (folder / "stderr").read_text())
+        output, errors = ((folder / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(flags, code, output, errors)
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +143,8 @@ def trainer() -> Iterator[Trainer]:
 
 @pytest.fixture(scope="session")
 def tiny_run(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of two epochs: best.pth, last.pth, metrics.csv, samples. Not to be written to."""
+    """The folder of a finished run of two epochs. Not to be written to."""
     folder = tmp_path_factory.mktemp("tiny")
-    done = trainer(folder, *TINY, "--n_epochs", "2", "--save_dir", "run")
+    done = trainer(folder, *TINY, "--n_epochs 2 --save_dir run")
     assert done.returncode == 0, done.stderr
     return folder / "run"

@@ -2,45 +2,35 @@
 
 import base64
 import io
-import math
 import shutil
+
+from utils.cli import DATA_DIR, UserError
 
 import pytest
 import torch
+from conftest import random_model, save_model
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import vis.explorer.main as explorer
-from checkpoint import save_checkpoint
-from data import DATA_DIR, SPLITS, load_mnist, to_float
-from errors import UserError
+from data import SPLITS, load_mnist, to_float
 from loss import bernoulli_nll, gaussian_log_prob, kl_divergence
-from model import VAE, VAEConfig
+from model import VAE
 from vis.common import DIGIT_COLOURS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 OFFLINE = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 OFFLINE += ["--disable-component-update", "--disable-sync"]
 N_IMAGES = 400
 TOLERANCE = 2 / 255  # of a pixel in [0, 1]
 
 
-def lively(**config) -> VAE:
-    """An untrained model whose images differ all over the latent space; no weight of it is zero."""
-    torch.manual_seed(0)
-    model = VAE(VAEConfig(**config)).eval()
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            n_inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.weight[0].numel()
-            for parameter in layer.parameters():
-                nn.init.normal_(parameter, std=1 / math.sqrt(n_inputs))
-    return model
-
-
 def with_flow(**config) -> VAE:
-    """A lively model whose prior is far from the standard normal, yet smooth enough for an estimate from few draws."""
-    model = lively(prior="flow", **config)
+    """Its prior is far from the standard normal, yet smooth enough for estimates from few draws."""
+    model = random_model(prior="flow", **config)
     for coupling in model.prior.couplings:
         coupling.net[-1].weight.data *= 0.3
         nn.init.normal_(coupling.net[-1].bias, std=0.5)
@@ -48,8 +38,8 @@ def with_flow(**config) -> VAE:
 
 
 def write_page(folder, monkeypatch, model: VAE, n_images: int = N_IMAGES):
-    save_checkpoint(folder / "model.pth", model, {"dataset": "MNIST", "binarize": "none"}, [])
-    flags = ["--model_params", folder / "model.pth", "--save_dir", folder / "out", "--n_images", n_images, "--device", "cpu"]
+    flags = ["--model_params", save_model(folder / "model.pth", model), "--device", "cpu"]
+    flags += ["--save_dir", folder / "out", "--n_images", n_images]
     monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
     monkeypatch.setitem(SPLITS, "test", ("t10k", slice(0, max(n_images, 1000))))  # for speed
     explorer.main()
@@ -65,7 +55,9 @@ def canvas(page, selector: str, channel: str = "R") -> torch.Tensor:
 def decoded(model: VAE, z) -> torch.Tensor:
     """z (..., L) -> (n, 28, 28) in [0, 1]"""
     with torch.inference_mode():
-        return torch.sigmoid(model.decode(torch.as_tensor(z).float().reshape(-1, model.config.latent_dim)))[:, 0]
+        return torch.sigmoid(
+            model.decode(torch.as_tensor(z).float().reshape(-1, model.config.latent_dim))
+        )[:, 0]
 
 
 def state(page, expression: str):
@@ -81,7 +73,9 @@ def hover(page, image: int) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page needs a browser")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page needs a browser"
+    )
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as p:
@@ -94,13 +88,16 @@ def browser():
 def written(tmp_path_factory):
     """(model, path of its page) by name; odd widths, so that no loop's remainder stays untested."""
     models = {
-        "mlp": lively(width=30, n_blocks=2),
-        "conv": lively(arch="conv", latent_dim=5, width=6, n_blocks=2),
+        "mlp": random_model(width=30, n_blocks=2),
+        "conv": random_model(arch="conv", latent_dim=5, width=6, n_blocks=3),
         "flow": with_flow(width=30, n_blocks=2),
         "flow_3d": with_flow(latent_dim=3, width=30, n_blocks=1),  # its halves differ in size
     }
     with pytest.MonkeyPatch.context() as patch:
-        return {name: (model, write_page(tmp_path_factory.mktemp(name), patch, model)) for name, model in models.items()}
+        return {
+            name: (model, write_page(tmp_path_factory.mktemp(name), patch, model))
+            for name, model in models.items()
+        }
 
 
 @pytest.fixture
@@ -110,14 +107,19 @@ def open_page(browser, written):
 
     def open_(name: str = "mlp", **options):
         context = browser.new_context(
-            **({"viewport": {"width": 1000, "height": 700}, "reduced_motion": "no-preference"} | options)
+            **(
+                {"viewport": {"width": 1000, "height": 700}, "reduced_motion": "no-preference"}
+                | options
+            )
         )
         contexts.append(context)
         page = context.new_page()
         url = written[name][1].as_uri() if name in written else name
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: troubles.append(request.url) if request.url != url else None)
+        page.on(
+            "request", lambda request: troubles.append(request.url) if request.url != url else None
+        )
         page.goto(url)
         page.wait_for_function("window.explorer")
         return page
@@ -128,25 +130,37 @@ def open_page(browser, written):
     assert troubles == []
 
 
-def test_the_default_model_fits_into_the_page_and_answers_within_a_frame(tmp_path, monkeypatch, open_page):
-    path = write_page(tmp_path, monkeypatch, lively(), n_images=10_000)
+def test_the_default_model_fits_into_the_page_and_answers_within_a_frame(
+    tmp_path, monkeypatch, open_page
+):
+    path = write_page(tmp_path, monkeypatch, random_model(width=None), n_images=10_000)
     assert path.stat().st_size < 10_000_000
     page = open_page(path.as_uri())
     assert page.locator("#draw").is_visible()  # the encoder is there too
-    script = "i => { explorer.moveTo(Math.sin(i), Math.cos(i)); return explorer.state.milliseconds; }"
+    script = (
+        "i => { explorer.moveTo(Math.sin(i), Math.cos(i)); return explorer.state.milliseconds; }"
+    )
     times = page.evaluate(f"() => [...Array(60).keys()].map({script})")
-    assert sorted(times)[len(times) // 4] < 16  # a quarter of them: other processes take their share of this machine
+    assert (
+        sorted(times)[len(times) // 4] < 16
+    )  # a quarter of them: other processes take their share of this machine
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "flow_3d"])
 def test_the_decoder_is_the_models_own_wherever_the_map_can_go(name, open_page, written):
     model, page = written[name][0], open_page(name)
     reach, plane = page.evaluate("[explorer.content.reach, explorer.content.plane]")
-    z = (2 * torch.rand(100, model.config.latent_dim, generator=torch.Generator().manual_seed(1)) - 1) * reach
+    z = (
+        2 * torch.rand(100, model.config.latent_dim, generator=torch.Generator().manual_seed(1)) - 1
+    ) * reach
     z[:, plane] *= explorer.FARTHEST
-    z[:4, plane] = torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]) * reach * explorer.FARTHEST
+    z[:4, plane] = (
+        torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]) * reach * explorer.FARTHEST
+    )
     z += torch.tensor(page.evaluate("explorer.content.centre"))
-    shown = torch.tensor(page.evaluate("zs => zs.map((z) => [...explorer.decode(z)])", z.tolist())).view(-1, 28, 28)
+    shown = torch.tensor(
+        page.evaluate("zs => zs.map((z) => [...explorer.decode(z)])", z.tolist())
+    ).view(-1, 28, 28)
     truth = decoded(model, z)
     assert truth.std(dim=0).mean() > 0.05  # or the comparison would say little
     assert (shown - truth).abs().max() <= TOLERANCE
@@ -156,11 +170,20 @@ def test_the_decoder_is_the_models_own_wherever_the_map_can_go(name, open_page, 
 def test_the_digit_follows_the_pointer_into_the_corners(name, open_page, written):
     model, page = written[name][0], open_page(name)
     box, before = page.locator("#map").bounding_box(), None
-    for across, up in [(0.02, 0.02), (0.98, 0.02), (0.02, 0.98), (0.98, 0.98), (0.5, 0.5), (0.6, 0.45)]:
+    for across, up in [
+        (0.02, 0.02),
+        (0.98, 0.02),
+        (0.02, 0.98),
+        (0.98, 0.98),
+        (0.5, 0.5),
+        (0.6, 0.45),
+    ]:
         x, y = box["x"] + across * box["width"], box["y"] + up * box["height"]
         page.mouse.move(x, y)
         z, plane = state(page, "[[...s.z], explorer.content.plane]")
-        assert page.evaluate("([x, y]) => explorer.at(x, y)", [x, y]) == pytest.approx([z[d] for d in plane], abs=1e-3)
+        assert page.evaluate("([x, y]) => explorer.at(x, y)", [x, y]) == pytest.approx(
+            [z[d] for d in plane], abs=1e-3
+        )
         shown = canvas(page, "#digit")
         assert (shown - decoded(model, z)[0]).abs().max() <= TOLERANCE
         assert before is None or (shown - before).abs().max() > 0.02
@@ -170,11 +193,12 @@ def test_the_digit_follows_the_pointer_into_the_corners(name, open_page, written
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_the_encoder_stays_close_to_the_models(name, open_page, written):
     model, page = written[name][0], open_page(name)
-    x = to_float(load_mnist(DATA_DIR, "test")[0][:20], torch.device("cpu"))
+    x = to_float(load_mnist(DATA_DIR, "test")[0][:20])
     with torch.inference_mode():
         mu, logvar = model.encode(x)
     heads = page.evaluate(
-        "xs => xs.map((x) => { const q = explorer.encode(x); return [[...q.mu], [...q.logvar]]; })", x.flatten(1).tolist()
+        "xs => xs.map((x) => { const q = explorer.encode(x); return [[...q.mu], [...q.logvar]]; })",
+        x.flatten(1).tolist(),
     )
     error = (torch.tensor(heads) - torch.stack((mu, logvar), dim=1)).abs().max()
     assert error < 0.05 * mu.std()
@@ -184,16 +208,21 @@ def test_hovering_a_point_shows_its_image_and_its_nats(open_page, written):
     model, page = written["mlp"][0], open_page()
     hover(page, 7)
     index = state(page, "s.index")  # 7, or a point still nearer to the middle of that pixel
-    assert state(page, "Math.hypot(...explorer.testImage(7).mu.map((m, d) => m - s.subject.mu[d]))") < 0.1
+    assert (
+        state(page, "Math.hypot(...explorer.testImage(7).mu.map((m, d) => m - s.subject.mu[d]))")
+        < 0.1
+    )
     images, labels = load_mnist(DATA_DIR, "test")
-    x = to_float(images[index : index + 1], torch.device("cpu"))
+    x = to_float(images[index : index + 1])
     with torch.inference_mode():
         mu, logvar = model.encode(x)
         recon, kl = bernoulli_nll(model.decode(mu), x).item(), kl_divergence(mu, logvar).item()
     assert page.locator("#title").inner_text() == f"Test image {index}, a {labels[index]}"
     assert torch.equal(canvas(page, "#original"), x[0, 0])
     assert (canvas(page, "#reconstruction") - decoded(model, mu)[0]).abs().max() <= TOLERANCE
-    assert state(page, "[s.subject.recon, s.subject.kl]") == pytest.approx([recon, kl], rel=0.01, abs=0.02)
+    assert state(page, "[s.subject.recon, s.subject.kl]") == pytest.approx(
+        [recon, kl], rel=0.01, abs=0.02
+    )
     assert page.locator("#kl").inner_text() == f"{state(page, 's.subject.kl'):.1f} nats"
 
 
@@ -201,28 +230,43 @@ def test_hovering_a_point_shows_its_image_and_its_nats(open_page, written):
 def test_with_a_flow_the_kl_is_an_estimate_under_that_prior(name, open_page, written):
     model, page = written[name][0], open_page(name)
     latent_dim = model.config.latent_dim
-    x = to_float(load_mnist(DATA_DIR, "test")[0][:10], torch.device("cpu"))
+    x = to_float(load_mnist(DATA_DIR, "test")[0][:10])
     with torch.inference_mode():
-        mu, logvar = (part[:, None] for part in model.encode(x))  # (10, 1, L)
+        mu, logvar = model.encode(x)  # (10, L)
 
-        def estimate(eps):  # (10,)
-            return model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, eps)).mean(dim=1)
+        def estimate(eps):  # (K, 10, L) -> (10,)
+            return model.prior.kl(mu, logvar, model.reparameterize(mu, logvar, eps)).mean(dim=0)
 
-        truth = estimate(torch.randn(10, 20_000, latent_dim, generator=torch.Generator().manual_seed(1)))
-        same_draws = estimate(explorer.fixed_eps(explorer.N_DRAWS, latent_dim))
+        rng = torch.Generator().manual_seed(1)
+        truth = estimate(torch.randn(20_000, 10, latent_dim, generator=rng))
+        same_draws = estimate(explorer.fixed_eps(explorer.N_DRAWS, latent_dim)[:, None])
         centre = model.prior.from_normal(torch.zeros(latent_dim))
-    shown = torch.tensor(page.evaluate("[...Array(10).keys()].map((i) => explorer.testImage(i).kl)"))
+    shown = torch.tensor(
+        page.evaluate("[...Array(10).keys()].map((i) => explorer.testImage(i).kl)")
+    )
     assert torch.allclose(shown, same_draws, rtol=0.005, atol=0.01)
-    tolerance = 0.1 if name == "flow" else 1.0  # one draw's spread is 0.9 nats in two dimensions, 5 in these three
+    tolerance = (
+        0.1 if name == "flow" else 1.0
+    )  # one draw's spread is 0.9 nats in two dimensions, 5 in these three
     assert (shown - truth).abs().max() < tolerance
-    assert (kl_divergence(mu[:, 0], logvar[:, 0]) - truth).abs().min() > 1.5 * tolerance  # the closed form would not do
-    assert page.locator("#kl-name").get_attribute("title").endswith("an estimate from 64 draws of z")
+    assert (
+        kl_divergence(mu, logvar) - truth
+    ).abs().min() > 1.5 * tolerance  # the closed form would not do
+    assert (
+        page.locator("#kl-name").get_attribute("title").endswith("an estimate from 64 draws of z")
+    )
     recon, kl = state(page, "[s.subject.recon, s.subject.kl]")
     assert page.locator("#kl").inner_text() == f"{kl:.1f} nats"
     assert page.locator("#sum").inner_text() == f"{recon + kl:.1f} nats"
-    plane = page.evaluate("explorer.content.plane")  # the map and the sliders begin in the middle of this prior
-    assert page.evaluate("[explorer.view.x, explorer.view.y]") == pytest.approx(centre[plane].tolist(), abs=1e-5)
-    for d, slider in zip(page.evaluate("explorer.content.sliders"), page.locator("#sliders input").all(), strict=True):
+    plane = page.evaluate(
+        "explorer.content.plane"
+    )  # the map and the sliders begin in the middle of this prior
+    assert page.evaluate("[explorer.view.x, explorer.view.y]") == pytest.approx(
+        centre[plane].tolist(), abs=1e-5
+    )
+    for d, slider in zip(
+        page.evaluate("explorer.content.sliders"), page.locator("#sliders input").all(), strict=True
+    ):
         low, high = (float(slider.get_attribute(end)) for end in ("min", "max"))
         assert (low + high) / 2 == pytest.approx(centre[d].item(), abs=1e-5)
 
@@ -233,9 +277,16 @@ def test_the_legend_switches_digits_off(open_page):
     def inked() -> list[int]:
         """How many pixels of the map have each digit's colour."""
         page.wait_for_timeout(100)
-        rgb = torch.stack([(canvas(page, "#base", channel) * 255).round() for channel in "RGB"])  # (3, height, width)
-        colours = [torch.tensor([int(colour[k : k + 2], 16) for k in (1, 3, 5)]) for colour in DIGIT_COLOURS]
-        return [int(((rgb - colour.view(3, 1, 1)).abs().amax(dim=0) < 2).sum()) for colour in colours]
+        rgb = torch.stack(
+            [(canvas(page, "#base", channel) * 255).round() for channel in "RGB"]
+        )  # (3, height, width)
+        colours = [
+            torch.tensor([int(colour[k : k + 2], 16) for k in (1, 3, 5)])
+            for colour in DIGIT_COLOURS
+        ]
+        return [
+            int(((rgb - colour.view(3, 1, 1)).abs().amax(dim=0) < 2).sum()) for colour in colours
+        ]
 
     assert min(inked()) > 20
     page.get_by_role("button", name="3", exact=True).click()
@@ -261,7 +312,9 @@ def test_wheel_drag_and_keys_move_the_map(open_page):
     page.mouse.down()
     page.mouse.move(x + 40, y - 25, steps=3)
     page.mouse.up()
-    assert page.evaluate("([x, y]) => explorer.at(x, y)", [x + 40, y - 25]) == pytest.approx(under, abs=1e-6)
+    assert page.evaluate("([x, y]) => explorer.at(x, y)", [x + 40, y - 25]) == pytest.approx(
+        under, abs=1e-6
+    )
     assert state(page, "s.ends") == []  # a drag is not a click
     page.locator("#fit").click()
     assert page.evaluate("explorer.view") == {"x": 0, "y": 0, "zoom": 1}
@@ -292,7 +345,9 @@ def test_two_clicks_interpolate(open_page, written):
     page.wait_for_function("explorer.state.t > 0.05")  # it plays by itself
     page.locator("#play").click()
     t = state(page, "s.t")
-    assert (canvas(page, "#frame-now") - decoded(model, a + t * (b - a))[0]).abs().max() <= TOLERANCE
+    assert (
+        canvas(page, "#frame-now") - decoded(model, a + t * (b - a))[0]
+    ).abs().max() <= TOLERANCE
     page.wait_for_timeout(100)
     assert state(page, "s.t") == t
     page.locator("#t").fill("0.5")
@@ -321,7 +376,9 @@ def test_a_drawn_digit_is_encoded_as_mnist_would_have_it(open_page, written):
     inked_rows = (x[0, 0].amax(dim=1) > 0.1).nonzero()
     assert 19 <= inked_rows.max() - inked_rows.min() + 1 <= 21  # the longer side has 20
     for dim in (0, 1):  # the centre of mass
-        assert (x[0, 0].sum(dim=dim) @ torch.arange(28.0) / x.sum()).item() == pytest.approx(13.5, abs=0.6)
+        assert (x[0, 0].sum(dim=dim) @ torch.arange(28.0) / x.sum()).item() == pytest.approx(
+            13.5, abs=0.6
+        )
     with torch.inference_mode():
         mu, _ = model.encode(x)
     assert torch.allclose(torch.tensor(state(page, "[...s.drawing.mu]")), mu[0], atol=0.05)
@@ -337,19 +394,27 @@ def test_the_density_is_the_mixture_of_the_posteriors(open_page, written):
     page.get_by_text("Density").click()
     page.wait_for_timeout(600)
     opacity = canvas(page, "#backdrop", "A")
-    x = to_float(load_mnist(DATA_DIR, "test")[0][:N_IMAGES], torch.device("cpu"))
+    x = to_float(load_mnist(DATA_DIR, "test")[0][:N_IMAGES])
     with torch.inference_mode():
         mu, logvar = model.encode(x)
     rows, columns = (torch.arange(5, n, 10) for n in opacity.shape)
     box = page.locator("#map").bounding_box()
-    axis_x = torch.tensor([page.evaluate("x => explorer.at(x, 0)[0]", box["x"] + c.item() + 0.5) for c in columns])
-    axis_y = torch.tensor([page.evaluate("y => explorer.at(0, y)[1]", box["y"] + r.item() + 0.5) for r in rows])
+    axis_x = torch.tensor(
+        [page.evaluate("x => explorer.at(x, 0)[0]", box["x"] + c.item() + 0.5) for c in columns]
+    )
+    axis_y = torch.tensor(
+        [page.evaluate("y => explorer.at(0, y)[1]", box["y"] + r.item() + 0.5) for r in rows]
+    )
     z = torch.cartesian_prod(axis_y, axis_x).flip(1)
-    density = gaussian_log_prob(z[:, None], mu, logvar).exp().mean(dim=1).view(len(rows), len(columns))
+    density = (
+        gaussian_log_prob(z[:, None], mu, logvar).exp().mean(dim=1).view(len(rows), len(columns))
+    )
     level = (opacity[rows][:, columns] / 0.07).round()
     expected = (9 + torch.floor(torch.log2(density / density.max() + 1e-9))).clamp(min=0)
     assert len(expected.unique()) > 5
-    assert ((level - expected).abs() <= 1).float().mean() > 0.98  # a step more or less at the edge of two
+    assert (
+        (level - expected).abs() <= 1
+    ).float().mean() > 0.98  # a step more or less at the edge of two
 
 
 def test_the_manifold_is_the_decoders_and_none_clears_it(open_page, written):
@@ -360,11 +425,17 @@ def test_the_manifold_is_the_decoders_and_none_clears_it(open_page, written):
     tile = min(48, max(24, min(opacity.shape) / 16))
     step = tile / page.evaluate("explorer.place([1, 0])[0] - explorer.place([0, 0])[0]")
     box = page.locator("#map").bounding_box()
-    for i, j in [(0, 0), (3, -2), (-4, 1)]:  # the mean ink of a tile is that of the digit at its middle
+    for i, j in [
+        (0, 0),
+        (3, -2),
+        (-4, 1),
+    ]:  # the mean ink of a tile is that of the digit at its middle
         x, y = page.evaluate("explorer.place", [i * step, j * step])
         left, top = round(x - box["x"] - tile / 2), round(y - box["y"] - tile / 2)
         ink = opacity[top : top + round(tile), left : left + round(tile)].mean().item()
-        assert ink == pytest.approx(0.75 * decoded(model, [i * step, j * step]).mean().item(), abs=0.03)
+        assert ink == pytest.approx(
+            0.75 * decoded(model, [i * step, j * step]).mean().item(), abs=0.03
+        )
     page.get_by_text("Points", exact=True).click()
     page.wait_for_timeout(200)
     assert canvas(page, "#backdrop", "A").max() == 0
@@ -373,7 +444,9 @@ def test_the_manifold_is_the_decoders_and_none_clears_it(open_page, written):
 def test_more_dimensions_have_sliders_by_kl(open_page, written):
     model, page = written["conv"][0], open_page("conv")
     kl, order = page.evaluate("[explorer.content.kl, explorer.content.sliders]")
-    assert [kl[d] for d in order] == sorted(kl, reverse=True)  # all five units of this model are active
+    assert [kl[d] for d in order] == sorted(
+        kl, reverse=True
+    )  # all five units of this model are active
     assert page.evaluate("explorer.content.plane") == order[:2]
     sliders = page.locator("#sliders input")
     assert sliders.count() == 5
@@ -384,7 +457,12 @@ def test_more_dimensions_have_sliders_by_kl(open_page, written):
 
 
 def test_a_phone_has_digit_and_map_on_one_screen(open_page):
-    page = open_page(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True, device_scale_factor=2)
+    page = open_page(
+        viewport={"width": 360, "height": 640},
+        has_touch=True,
+        is_mobile=True,
+        device_scale_factor=2,
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     digit, box = page.locator("#digit").bounding_box(), page.locator("#map").bounding_box()
     assert digit["y"] + digit["height"] < box["y"]
@@ -409,20 +487,25 @@ def test_what_the_page_cannot_carry_is_a_sentence(tmp_path, monkeypatch, capsys)
     with pytest.raises(UserError, match="layer of type ReLU"):
         explorer.list_layers(nn.Sequential(nn.ReLU()), explorer.Cargo(), torch.int16)
     with pytest.raises(UserError, match="at least 2 latent dimensions"):
-        write_page(tmp_path, monkeypatch, lively(latent_dim=1, width=8))
+        write_page(tmp_path, monkeypatch, random_model(latent_dim=1, width=8))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
-        write_page(tmp_path, monkeypatch, lively(width=8))
+        write_page(tmp_path, monkeypatch, random_model(width=8))
     (tmp_path / "out").unlink()
-    coarse = lively(width=8, n_blocks=1)
+    coarse = random_model(width=8, n_blocks=1)
     nn.init.normal_(coarse.decoder[-1].weight, std=10_000)
     with pytest.raises(UserError, match="change visibly"):
         write_page(tmp_path, monkeypatch, coarse)
-    page = write_page(tmp_path, monkeypatch, lively(width=64, n_blocks=1))
-    monkeypatch.setattr(explorer, "MAX_BYTES", page.stat().st_size - 1)  # the same again would be a byte too long
+    page = write_page(tmp_path, monkeypatch, random_model(width=64, n_blocks=1))
+    monkeypatch.setattr(
+        explorer, "MAX_BYTES", page.stat().st_size - 1
+    )  # the same again would be a byte too long
     capsys.readouterr()
-    assert '"encoder": null' in write_page(tmp_path, monkeypatch, lively(width=64, n_blocks=1)).read_text()
+    assert (
+        '"encoder": null'
+        in write_page(tmp_path, monkeypatch, random_model(width=64, n_blocks=1)).read_text()
+    )
     assert "no drawing pad" in capsys.readouterr().out
     monkeypatch.setattr(explorer, "MAX_BYTES", 10_000)
     with pytest.raises(UserError, match="smaller --n_images"):
-        write_page(tmp_path, monkeypatch, lively(width=64, n_blocks=1))
+        write_page(tmp_path, monkeypatch, random_model(width=64, n_blocks=1))

@@ -1,21 +1,23 @@
-"""A flag outside of its documented range is a usage error before any work; every value inside of it works."""
+"""A flag outside of its documented range is refused before any work; every value inside works."""
 
-import importlib.util
+import importlib
 import math
 import re
 import shutil
-from argparse import Action, ArgumentParser
+from argparse import ArgumentParser
 from pathlib import Path
+
+from utils.cli import UserError
+from utils.flags import Settings, make_parser, read_flags
 
 import pytest
 import torch
-from conftest import ROOT, TINY, one_sentence, run_script
+from conftest import ROOT, TINY, contents, read_rows, refusal, words
 
-from checkpoint import load_checkpoint
-
-SCRIPTS = [path for path in ("train.py", "evaluate.py", *ROOT.glob("vis/*/main.py")) if (ROOT / path).exists()]
-NAMES = [str((ROOT / path).relative_to(ROOT)) for path in SCRIPTS]
-NUMBERS = ("0", "-1", "-0.0", "1e30", str(10**30), "nan", "inf", "-inf", "", "x", "1,5", "0x10", "1e-400", "9" * 5000)
+FIGURES = sorted(path.parent.name for path in ROOT.glob("vis/*/main.py"))
+SCRIPTS = ["train", "evaluate", *(f"vis.{name}.main" for name in FIGURES)]
+NUMBERS = ["0", "-1", "-0.0", "1e30", "nan", "inf", "-inf", "", "x", "1,5", "0x10", "1e-400"]
+NUMBERS += [str(10**30), "9" * 5000]
 
 
 class ParserMade(Exception):
@@ -24,9 +26,7 @@ class ParserMade(Exception):
 
 @pytest.fixture
 def parser(name: str, monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
-    spec = importlib.util.spec_from_file_location("script_under_test", ROOT / name)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    """The parser of the script `name`, of which no flag is required any more."""
 
     def stop(parser, *_, **__):
         raise ParserMade(parser)
@@ -34,147 +34,119 @@ def parser(name: str, monkeypatch: pytest.MonkeyPatch) -> ArgumentParser:
     with monkeypatch.context() as patch:
         patch.setattr(ArgumentParser, "parse_args", stop)
         with pytest.raises(ParserMade) as caught:
-            script.main()
+            importlib.import_module(name).main()
+    for action in caught.value.args[0]._actions:
+        action.required = False
     return caught.value.args[0]
 
 
-def required(parser: ArgumentParser) -> list[str]:
-    return [text for action in parser._actions if action.required for text in (action.option_strings[0], "file.pth")]
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_a_parser_does_not_document_it_refuses(parser, capsys):
+    def refusal(*flags: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(flags)
+        assert caught.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
 
-
-def numeric_actions(parser: ArgumentParser) -> list[Action]:
-    """All flags that take neither a path nor a word from a list, so that a flag that is added later is tested too."""
-    return [a for a in parser._actions if a.nargs != 0 and a.choices is None and a.type is not Path]
-
-
-def refusal(parser: ArgumentParser, capsys: pytest.CaptureFixture, *flags: str) -> str:
-    """The error line with which `parser` refuses `flags`."""
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args([*flags, *required(parser)])
-    assert caught.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_numbers_are_in_their_documented_range_or_refused(parser, capsys):
-    actions = numeric_actions(parser)
-    assert actions
-    for action in actions:
-        flag = action.option_strings[0]
-        documented = re.search(r"a (?:whole )?number from (\S+) to (\S+),", refusal(parser, capsys, flag, "x"))
-        assert documented, f"{flag} does not say its range"
-        low, high = map(float, documented.groups())
-        for text in NUMBERS:
-            try:
-                value = getattr(parser.parse_args([*required(parser), f"{flag}={text}"]), action.dest)
-            except SystemExit as end:
-                message = capsys.readouterr().err.splitlines()[-1]
-                refused = end.code == 2 and flag in message
-                assert refused, message
-            else:
-                assert math.isfinite(value)
-                assert low <= value <= high, (flag, text)
-                assert type(value) in (int, float)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_words_and_unknown_flags_are_refused(parser, capsys):
+    assert "unrecognized arguments: --unknown" in refusal("--unknown")
+    assert "unrecognized arguments: word" in refusal("word")
     for action in parser._actions:
         flag = action.option_strings[-1]
+        assert "unrecognized" in refusal(f"{flag[:-1]}=1")  # abbreviations
         if action.choices:
-            assert flag in refusal(parser, capsys, flag, "neither")
-        if len(flag) > 6 and not action.required:
-            value = [] if action.nargs == 0 else [str(next(iter(action.choices or [action.default])))]
-            assert "unrecognized" in refusal(parser, capsys, flag[:-1], *value)
-    assert "unrecognized arguments: --unknown" in refusal(parser, capsys, "--unknown")
-    assert "unrecognized arguments: word" in refusal(parser, capsys, "word")
-
-
-def test_a_usage_error_comes_before_any_work(tmp_path):
-    done = run_script("train.py", "--n_epochs", "0", "--save_dir", "run", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("--n_epochs: must be a whole number from 1 to 1000000, not '0'")
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+            assert flag in refusal(flag, "neither")
+        elif action.nargs != 0 and action.type is not Path:  # a number
+            message = refusal(flag, "x")
+            documented = re.search(r"a (?:whole )?number from (\S+) to (\S+),", message)
+            assert documented, f"{flag} does not say its range"
+            low, high = map(float, documented.groups())
+            for text in NUMBERS:
+                try:
+                    value = getattr(parser.parse_args([f"{flag}={text}"]), action.dest)
+                    assert type(value) in (int, float)
+                    assert math.isfinite(value)
+                    assert low <= value <= high, (flag, text)
+                except SystemExit:
+                    assert flag in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        "--n_train 1",
-        "--batch_size 1 --n_train 3",
-        "--batch_size 8192 --n_train 9000",
-        "--latent_dim 1024",
-        "--latent_dim 1 --width 1 --n_blocks 1",
-        "--n_blocks 64",
+        "--n_train 1 --recon_weight 1e-6",
+        "--batch_size 1 --n_train 3 --recon_weight 1e6",
+        "--batch_size 8192 --n_train 9000 --lr 1e-12",
+        "--latent_dim 1 --width 1 --n_blocks 1 --seed 0 --recon_loss mse",
+        "--latent_dim 1024 --n_blocks 64 --seed 2147483647 --binarize dynamic",
         "--arch conv --width 1 --n_blocks 64",
-        "--recon_weight 1e-6",
-        "--recon_weight 1e6",
-        "--lr 1e-12",
         "--lr 1e3",
-        "--lr 1e3 --prior flow",
-        "--latent_dim 1024 --prior flow",
-        "--n_iw_samples 100 --batch_size 2 --n_train 4",
-        "--seed 0 --recon_loss mse",
-        "--seed 2147483647 --binarize dynamic",
+        "--lr 1e3 --prior flow --latent_dim 1024",
+        "--n_importance_samples 10000 --batch_size 1 --n_train 1",
     ],
 )
 def test_the_ends_of_the_ranges_train_or_diverge_with_a_sentence(trainer, tmp_path, flags):
-    done = trainer(tmp_path, *TINY, "--n_epochs", "2", "--save_dir", "run", *flags.split())
+    done = trainer(tmp_path, *TINY, "--n_epochs 2 --save_dir run", flags)
     if done.returncode == 0:
         assert (tmp_path / "run" / "best.pth").exists()
     else:
-        assert done.returncode == 2
-        assert "not finite" in one_sentence(done.stderr)
+        assert "not finite" in refusal(done)
 
 
-@pytest.mark.parametrize(
-    ("flag", "given", "saved"),
-    [
-        ("latent_dim", "3", "2"),
-        ("dataset", "KMNIST", "MNIST"),
-        ("recon_loss", "mse", "bce"),
-        ("binarize", "dynamic", "none"),
-        ("arch", "conv", "mlp"),
-        ("prior", "flow", "normal"),
-        ("width", "32", "16"),
-        ("lr", "0.5", "0.001"),
-        ("seed", "1", "888"),
-        ("n_iw_samples", "3", "1"),
-        ("n_epochs", "1", "2"),
-    ],
-)
-def test_resuming_with_another_flag_names_it_and_both_values(trainer, tiny_run, tmp_path, flag, given, saved):
-    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-    refused = trainer(tmp_path, "--resume", tiny_run / "last.pth", f"--{flag}", given)
-    assert refused.returncode == 2
-    sentence = one_sentence(refused.stderr)
-    for text in (f"--{flag}", given, saved):
-        assert text in sentence
-    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+@pytest.fixture
+def read(monkeypatch):
+    """What `read_flags` makes of these flags."""
+
+    def read(*flags):
+        monkeypatch.setattr("sys.argv", ["train.py", *words(flags)])
+        return read_flags()
+
+    return read
 
 
-def test_resuming_a_run_that_is_older_than_a_flag_takes_its_default(trainer, tiny_run, tmp_path):
-    checkpoint = load_checkpoint(tiny_run / "last.pth")[1]
-    del checkpoint["args"]["n_iw_samples"]
-    torch.save(checkpoint, tmp_path / "last.pth")
+@pytest.mark.parametrize("start", ["--resume", "--init_from"])
+def test_what_a_checkpoint_settles_is_refused_beside_it(read, tiny_run, start):
+    settled = ["arch", "latent_dim", "width", "n_blocks", "prior"]
+    if start == "--resume":
+        free = {"help", "resume", "init_from", "n_epochs", "device", "data_dir"}
+        settled = {action.dest for action in make_parser()._actions} - free
+    for name in settled:
+        value = {"width": 16, "save_dir": "other"}.get(name, make_parser().get_default(name))
+        with pytest.raises(UserError, match=rf"^--{name} is settled by .*last.pth; leave it out"):
+            read(start, tiny_run / "last.pth", f"--{name}={value}")
+
+
+@pytest.mark.parametrize("flags", ["--arch conv --n_blocks 2", "--latent_dim 1 --prior flow"])
+def test_a_model_that_cannot_be_is_one_sentence(read, flags):
+    name, low = ("n_blocks", 3) if "conv" in flags else ("latent_dim", 2)
+    with pytest.raises(UserError, match=rf"{name} must be a whole number from {low} to .*\.$"):
+        read(flags)
+
+
+def test_a_run_is_either_new_or_resumed(read, capsys):
+    with pytest.raises(SystemExit):
+        read("--resume last.pth --init_from best.pth")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_run_older_than_a_setting_takes_its_default(read, tiny_run, tmp_path):
     shutil.copy(tiny_run / "best.pth", tmp_path)
-    refused = trainer(tmp_path, "--resume", "last.pth", "--n_iw_samples", "3")
-    assert refused.returncode == 2
-    assert "--n_iw_samples is 3 but the run to resume has 1" in one_sentence(refused.stderr)
-    done = trainer(tmp_path, "--resume", "last.pth", "--n_epochs", "3")
-    assert done.returncode == 0, done.stderr
+    checkpoint = torch.load(tiny_run / "last.pth", weights_only=True)
+    del checkpoint["args"]["n_importance_samples"]
+    torch.save(checkpoint, tmp_path / "last.pth")
+    _, config, settings, _ = read("--resume", tmp_path / "last.pth")
+    assert settings == Settings(n_train=256, batch_size=128, n_epochs=2)
+    assert (config.width, config.n_blocks) == (16, 1)
 
 
-def test_a_run_is_either_new_or_resumed(trainer, tiny_run, tmp_path):
-    refused = trainer(tmp_path, "--resume", tiny_run / "last.pth", "--init_from", tiny_run / "best.pth")
-    assert refused.returncode == 2
-    assert "not allowed with" in refused.stderr
-
-
-def test_resuming_takes_the_flags_of_the_run_and_more_epochs(trainer, tiny_run, tmp_path):
+def test_more_epochs_say_what_they_do_to_the_learning_rate(trainer, tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
-    done = trainer(tmp_path, "--resume", "run/last.pth", "--n_epochs", "3", "--width", "16")
-    assert done.returncode == 0
+    done = trainer(tmp_path, "--resume run/last.pth --n_epochs 3 --device cpu")
+    assert done.returncode == 0, done.stderr
+    lr = Settings.lr * (1 + math.cos(2 * math.pi / 3)) / 2
+    assert f"note: --n_epochs 3 takes the learning rate from 0 to {lr:.2g}\n" in done.stdout
     assert "epoch 3/3" in done.stdout
-    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 4
+    assert len(read_rows(tmp_path / "run" / "metrics.csv")) == 3
+    same = trainer(tmp_path, "--resume run/last.pth --n_epochs 3")
+    assert same.returncode == 0
+    assert "note" not in same.stdout
+    assert '"n_epochs": 3' in contents(tmp_path / "run" / "last.pth")

@@ -1,40 +1,52 @@
-"""The README's commands: each is parsed by the parser of the script it names, and the quick ones are run."""
+"""The pages' commands, Python, figures and links: what they say is what the repository does."""
 
 import argparse
+import hashlib
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from conftest import ENVIRONMENT, ROOT, run_script
 from PIL import Image
 
 import train
+from data import load_mnist
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.splitlines()] + re.findall(r"`(python3 [^`]+)`", README)
-COMMANDS = sorted({part.strip() for line in LINES for part in line.split("&&")})
-SCRIPTS = [command for command in COMMANDS if re.match(r"(python3|torchrun \S+) [\w/]+\.py", command)]
-QUICK = [command for command in SCRIPTS if command.startswith("python3 vis/") and "all.py" not in command]
+PATTERNS = ("README.md", "docs/*.md", "pretrained/README.md", "papers/*/README.md")
+PAGES = {page: page.read_text() for pattern in PATTERNS for page in ROOT.glob(pattern)}
 
 
-class ParsedError(Exception):
-    """Ends a script as soon as its own parser has accepted its flags."""
+def commands(text: str) -> set[str]:
+    """What a page tells a reader to type: its bash blocks, and `python3 ...` inside its lines."""
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines()
+    lines += re.findall(r"`((?:python3|torchrun) [^`]+)`", text)
+    return {part.strip() for line in lines for part in line.split("&&")}
 
 
-def absolute(command: str) -> list[str]:
-    """The words of a command, with paths into the repository that hold from any folder."""
-    return [str(ROOT / word) if word.startswith("pretrained/") else word for word in shlex.split(command)]
+ALL = sorted(set().union(*map(commands, PAGES.values())))
+SCRIPTS = [command for command in ALL if re.search(r"(python3|torchrun \S+) [\w/]+\.py", command)]
+QUICK = [c for c in sorted(commands(README)) if re.match(r"python3 vis/\w+/", c)]
 
 
-def test_the_readme_has_the_commands_that_this_file_believes_in():
-    assert len(SCRIPTS) >= 15
-    assert len(QUICK) >= 9
-    others = [command for command in COMMANDS if command not in SCRIPTS]
-    assert others == ["pip install -r requirements-dev.txt", "pip install -r requirements.txt", "python3 -m pytest -q"]
+def run_python(code: str, folder: Path) -> str:
+    """What a program prints."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_pages_hold_the_commands_that_this_file_believes_in():
+    assert len(SCRIPTS) >= 40
+    assert len(QUICK) >= 7
+    install = {f"pip install -r requirements{suffix}.txt" for suffix in ("", "-dev")}
+    assert set(ALL) - set(SCRIPTS) == install | {"python3 -m pytest -q"}
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
@@ -45,59 +57,73 @@ def test_every_command_is_parsed_by_its_own_script(command, monkeypatch):
 
     def parse_and_stop(self, *args, **kwargs):
         parse_args(self, *args, **kwargs)
-        raise ParsedError
+        raise SystemExit("the parser has accepted the flags")
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
     monkeypatch.setattr(sys, "argv", words[script:])
-    with pytest.raises(ParsedError):
+    with pytest.raises(SystemExit, match="accepted"):
         runpy.run_path(str(ROOT / words[script]), run_name="__main__")
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_every_figure_is_drawn_from_another_folder(command, tmp_path):
-    Image.open(ROOT / "pretrained" / "figures" / "samples.png").crop((180, 180, 300, 300)).save(tmp_path / "my_digit.png")
-    _, script, *flags = absolute(command)
+def test_every_figure_of_the_readme_is_drawn_from_another_folder(command, tmp_path):
+    _, script, *flags = shlex.split(command)
+    flags = [ROOT / flag if flag.startswith("pretrained/") else flag for flag in flags]
     done = run_script(script, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figure = tmp_path / done.stdout.splitlines()[0]
-    assert figure.stat().st_size > 5_000
     assert figure.parent == tmp_path / "figures"
+    assert figure.stat().st_size > 5_000
 
 
-def test_the_python_example_writes_a_reconstruction(tmp_path):
-    Image.open(ROOT / "pretrained" / "figures" / "samples.png").crop((180, 180, 300, 300)).save(tmp_path / "my_digit.png")
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    code = code.replace('load("."', f'load("{ROOT}"')
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_python_of_the_readme_does_what_it_says(tmp_path):
+    algorithm, hub = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    whole_epoch = "torch.randperm(len(images), "
+    assert whole_epoch in algorithm
+    output = run_python(algorithm.replace(whole_epoch, "torch.randperm(12_900, "), ROOT)
+    bounds = [float(found) for found in re.findall(r"-ELBO (\S+) nats", output)]
+    mean = (load_mnist(ROOT / "datasets", "train")[0] / 255).mean(dim=0).double()
+    no_latent = -(mean.xlogy(mean) + (1 - mean).xlogy(1 - mean)).sum().item()  # 206 nats
+    assert bounds[0] > no_latent > bounds[-1] + 15
+
+    digits = Image.open(ROOT / "pretrained" / "figures" / "samples.png")
+    digits.crop((180, 180, 300, 300)).save(tmp_path / "my_digit.png")
+    run_python(hub.replace('load("."', f'load("{ROOT}"'), tmp_path)
     assert Image.open(tmp_path / "my_reconstruction.png").size == (28, 28)
 
 
-def test_evaluate_prints_the_readmes_figures(tmp_path):
-    """All of the command's figures but the slow NLL, as far as bf16 and float32 agree."""
-    flags = ("--model_params", ROOT / "pretrained" / "vae_mnist.pth", "--n_importance_samples", "1")
+def test_evaluate_prints_the_figures_of_the_page_that_shows_them(tmp_path):
+    """All figures but the slow NLL, as far as bf16 and float32 agree."""
+    flags = ("--model_params", ROOT / "pretrained/vae_mnist.pth", "--n_importance_samples", "1")
     done = run_script("evaluate.py", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    page = PAGES[ROOT / "docs" / "results.md"]
     for label in ("recon", "kl", "-ELBO", "active units", "KL per dimension", "k-NN accuracy"):
-        printed, shown = (
-            [float(figure) for figure in re.findall(r"\d+\.?\d*", re.search(rf"^  {label} (.*)", text, re.MULTILINE)[1])]
-            for text in (done.stdout, README)
-        )
-        assert printed == pytest.approx(shown, abs=0.003 if label == "k-NN accuracy" else 0.02), label
+        lines = [re.search(rf"^  {label} (.*)", text, re.MULTILINE) for text in (done.stdout, page)]
+        printed, shown = ([float(n) for n in re.findall(r"\d+\.?\d*", line[1])] for line in lines)
+        assert printed == pytest.approx(shown, abs=0.003 if "k-NN" in label else 0.02), label
 
 
-def test_the_table_of_flags_is_that_of_the_parser():
+def test_the_table_of_flags_has_the_defaults():
+    defaults = asdict(train.Settings()) | asdict(train.VAEConfig())
     table = dict(re.findall(r"\| `--(\w+)` \| (.*?) \|", README))
-    actions = {action.dest: action.default for action in train.make_parser()._actions if action.dest != "help"}
-    assert table.keys() == actions.keys()
-    for name, default in actions.items():
-        if default is not None and name not in ("data_dir", "compile"):
-            assert table[name] == str(default)
+    assert table == {name: str(defaults[name]) for name in table}
+    assert len(table) >= 8
 
 
-def test_every_link_and_picture_is_there():
-    for page in (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("papers/*/README.md")):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+def test_the_hashes_are_those_of_the_weights():
+    page = PAGES[ROOT / "pretrained" / "README.md"]
+    rows = re.findall(r"\| `(\S+\.pth)` \| ([\d,]+) \|.*\| `(\w{64})` \|", page)
+    files = {path.name: path.read_bytes() for path in (ROOT / "pretrained").glob("*.pth")}
+    hashes = {(name, f"{len(b):,}", hashlib.sha256(b).hexdigest()) for name, b in files.items()}
+    assert set(rows) == hashes
+
+
+def test_the_readme_is_short_and_every_link_and_picture_is_there():
+    assert len(README.encode()) < 7_000
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (page.parent / target).exists(), f"{page}: {target}"
+    (code_map,) = re.findall(r"```text\n(loss\.py.*?)```", README, flags=re.DOTALL)
+    for line in code_map.splitlines():
+        assert (ROOT / line.split()[0]).exists(), line

@@ -74,9 +74,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and os.listdir(folder) == [lock.name]:
-                lock.unlink()
-                folder.rmdir()
+            with suppress(OSError):
+                if is_new and os.listdir(folder) == [lock.name]:
+                    lock.unlink()
+                    folder.rmdir()
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -141,7 +142,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
         model.load_state_dict(content["weights"])
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not all finite")
-        if not {"dataset", "binarize"} <= set(content["args"]):
+        args = content["args"]
+        if not (isinstance(args, dict) and {"dataset", "binarize"} <= args.keys()):
             raise ValueError("it does not name its dataset")
         if not all(isinstance(row, dict) for row in content["metrics"]):
             raise ValueError("its metrics are not rows")

@@ -3,13 +3,14 @@
 python3 vis/all.py --model_params pretrained/vae_mnist.pth --save_dir figures
 """
 
-import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import cli
-from vis.common import make_parser
+from utils import cli
+
+from vis.common import NotApplicable, make_parser
 
 FIGURES = (
     "encoder_output --target mean",
@@ -20,26 +21,23 @@ FIGURES = (
     "samples",
     "interpolation",
     "traversal",
-    "explorer",
 )
 
 
 def main() -> None:
     parser = make_parser("Draws every figure of a model; each prints its path.")
-    args = parser.parse_args()  # a wrong flag ends here, before the first figure
-    own_flags = sys.argv[1:]
-    commands = [[*figure.split(), *own_flags] for figure in FIGURES]
-    for metrics in (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv")):
-        if metrics.is_file():  # of the run, beside its model
-            commands.append(["curves", "--metrics", str(metrics), "--save_dir", str(args.save_dir)])
-    codes = []
+    args = parser.parse_args()
+    commands = [[*figure.split(), *sys.argv[1:]] for figure in FIGURES]
+    csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
+    for path in filter(Path.is_file, csv_files):  # of the run, beside its model
+        commands.append(["curves", "--metrics", str(path), "--save_dir", str(args.save_dir)])
+    commands.append(["explorer", *sys.argv[1:]])
     for command in commands:
         sys.argv = command
         try:
-            runpy.run_path(str(Path(__file__).with_name(command[0]) / "main.py"), run_name="__main__")
-        except SystemExit as stopped:  # it has printed why
-            codes.append(stopped.code)
-    sys.exit(max(codes, default=0))
+            import_module(f"vis.{command[0]}.main").main()
+        except NotApplicable as reason:
+            print(f"{command[0]} left out: {reason}")
 
 
 if __name__ == "__main__":
