@@ -1,4 +1,4 @@
-"""Loads MNIST, FashionMNIST or KMNIST once, as uint8 tensors; one fixed split, batches, binarisation.
+"""MNIST, FashionMNIST or KMNIST as uint8 tensors: one fixed split, batches, binarisation.
 
 The archives are read as they are: nothing is extracted, so a read-only folder serves as well.
 """
@@ -52,7 +52,7 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
 
 
 def binarize(images: Tensor, mode: str, generator: Generator) -> Tensor:
-    """Grey pixels (..., 28, 28) uint8 to 0 and 255, uint8 again, or as they are if `mode` is "none".
+    """Grey pixels (..., 28, 28) uint8 to 0 and 255, uint8 too; "none" leaves them as they are.
 
     "dynamic" draws x' ~ Bernoulli(x / 255) anew at each call, as x > r with r uniform on 0..254:
     exact in integers, so the same bits on every machine for the same CPU `generator`.

@@ -1,4 +1,4 @@
-"""A checkpoint's figures on held-out images, as a table or as JSON. Nothing else looks at the test set.
+"""A checkpoint's figures on held-out images, as a table or as JSON: a thin script over estimators.
 
 python3 evaluate.py --model_params pretrained/vae_mnist.pth
 python3 evaluate.py --model_params pretrained/vae_mnist.pth --exact --json
@@ -14,6 +14,7 @@ from utils.cli import UserError
 from utils.device import pick_device, pick_precision, rng
 
 import torch
+from torch import Tensor
 
 import estimators
 from data import BINARIZE, fixed_binarization, load_mnist
@@ -35,47 +36,48 @@ def evaluate(args: Namespace) -> dict:
     precision = "fp32" if args.exact else pick_precision(args.precision, model.device)
     how = {"precision": precision, "batch_size": args.batch_size}
     dataset, mode = checkpoint["args"]["dataset"], args.binarize or checkpoint["args"]["binarize"]
+    result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split}
+    result |= {"binarize": mode, "precision": precision, "prior": prior, "latent_dim": latent_dim}
+    result |= {"n_images": args.n_images, "n_importance_samples": args.n_importance_samples}
 
     images, labels = load_mnist(args.data_dir, args.split, dataset)
     order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
     images, labels = fixed_binarization(images, mode)[order], labels[order]
     terms = estimators.elbo_terms(model, images, eps, **how)
-    K = args.n_importance_samples
-    nll = estimators.importance_weighted_nll(model, images, K, **how)
-
-    result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split}
-    result |= {"binarize": mode, "precision": precision, "prior": prior, "latent_dim": latent_dim}
-    result |= {"n_images": len(images), "n_importance_samples": K}
-    per_image = {"recon": terms.recon, "kl": terms.kl, "neg_elbo": terms.recon + terms.kl}
-    per_image |= {"nll": nll, "gap": terms.recon + terms.kl - nll}
+    nll = estimators.importance_weighted_nll(model, images, args.n_importance_samples, **how)
+    neg_elbo = terms.recon + terms.kl
+    per_image = {"recon": terms.recon, "kl": terms.kl, "neg_elbo": neg_elbo, "nll": nll}
+    per_image["gap"] = neg_elbo - nll
     if args.exact:
         exact, result["n_grid"], result["grid_change"] = estimators.exact_nll(model, images)
         per_image |= {"exact_nll": exact, "nll_above_exact": nll - exact}
     for name, values in per_image.items():
-        if not torch.isfinite(values).all():
-            raise UserError(f"{name} is not finite: {args.model_params} is broken; train it again.")
-        result[name] = values.mean().item()
-        result[f"{name}_stderr"] = values.std(correction=0).item() / len(values) ** 0.5
+        result |= mean_and_error(name, values, args.model_params)
     result["active_units"] = int(estimators.active_units(terms.mu).sum())
     kl = estimators.kl_of_dimensions(terms.mu, terms.logvar, prior)
     result["kl_of_dimension"] = kl.tolist()
 
-    labelled, known_labels = load_mnist(args.data_dir, "train", dataset)
-    known, _ = estimators.posteriors(model, fixed_binarization(labelled, mode), **how)
-    accuracies = estimators.knn_accuracy(terms.mu, labels, known, known_labels)
-    result["knn_accuracy"], result["knn_accuracy_std"] = (
-        accuracies.mean().item(),
-        accuracies.std().item(),
-    )
-    return result
+    known, known_labels = load_mnist(args.data_dir, "train", dataset)
+    known_mu, _ = estimators.posteriors(model, fixed_binarization(known, mode), **how)
+    accuracies = estimators.knn_accuracy(terms.mu, labels, known_mu, known_labels)
+    knn = {"knn_accuracy": accuracies.mean().item(), "knn_accuracy_std": accuracies.std().item()}
+    return result | knn
+
+
+def mean_and_error(name: str, values: Tensor, path: Path) -> dict[str, float]:
+    """A figure of each image (N,) as its mean and the standard error of that. Raises UserError."""
+    if not torch.isfinite(values).all():
+        raise UserError(f"{name} is not finite: the weights of {path} are broken; train it again.")
+    n = len(values)
+    error = values.std(correction=min(1, n - 1)).item() / n**0.5  # 0 for one image
+    return {name: values.mean().item(), f"{name}_stderr": error}
 
 
 def print_table(r: dict) -> None:
     """The figures for a reader: value, standard error, meaning."""
-    print(
-        f"{r['model_params']}: {r['latent_dim']} latent dimensions, {r['prior']} prior, {r['dataset']}"
-    )
+    of = f"{r['latent_dim']} latent dimensions, {r['prior']} prior, {r['dataset']}"
+    print(f"{r['model_params']}: {of}")
     print(f"{r['n_images']:,} {r['split']} images ({PIXELS[r['binarize']]}), {r['precision']}")
     print("nats per image, +- one standard error\n")
     rows = {
@@ -87,16 +89,15 @@ def print_table(r: dict) -> None:
     }
     if "exact_nll" in r:
         grid = (
-            f"{r['n_grid']} x {r['n_grid']} grid; halving its step moved it {r['grid_change']:.4f}"
+            f"{r['n_grid']} x {r['n_grid']} grid, halving its step moved it {r['grid_change']:.4f}"
         )
         rows |= {"exact_nll": ("NLL, exact", grid), "nll_above_exact": ("NLL above exact", "")}
     for key, (name, meaning) in rows.items():
         print(f"  {name:<16}{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}  {meaning}".rstrip())
     if r.get("nll_above_exact", 0) > SMALL_GAP + 2 * r.get("nll_above_exact_stderr", 0):
         print("  note: K is too small, or the encoder misses modes of the true posterior")
-    print(
-        f"\n  active units {r['active_units']} of {r['latent_dim']} (variance of mu over images > 0.01)"
-    )
+    units = f"{r['active_units']} of {r['latent_dim']}"
+    print(f"\n  active units {units} (variance of mu over images > 0.01)")
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
     print(f"  KL per dimension {kl}")
     knn = f"{r['knn_accuracy']:.4f} +- {r['knn_accuracy_std']:.4f}"

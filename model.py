@@ -54,7 +54,7 @@ class VAEConfig:
 
 
 class Residual(nn.Module):
-    """x + f(x), where f is two layers, each behind a SiLU; the last starts at zero. Keeps shapes."""
+    """x + f(x): f is two layers, each behind a SiLU; the last starts at zero. Keeps shapes."""
 
     def __init__(self, first: nn.Module, last: nn.Module):
         super().__init__()
@@ -172,7 +172,7 @@ class VAE(nn.Module):
         return mu + std * eps
 
     def decode(self, z: Tensor) -> Tensor:
-        """p(x|z): z (..., L) -> logits (..., 1, 28, 28); sigmoid(logits) are the pixels' means."""
+        """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); their sigmoids are pixel means."""
         logits = self.decoder(z.flatten(0, -2)).float()
         return logits.view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 

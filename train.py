@@ -36,6 +36,14 @@ FIGURES = ("recon_loss", "kld_loss", "neg_elbo")
 N_SAMPLES = 100  # of the prior, drawn after each epoch
 
 
+def own_share(n: int, settings: Settings, epoch: int, where: torch.device) -> Tensor:
+    """The epoch's new order of n images, or this process's equal share of it: (n / processes,)."""
+    rank, world_size = device.rank_and_world_size()
+    rng = device.rng(settings.seed, epoch, device=where)
+    order = torch.randperm(n, generator=rng, device=where)
+    return order[rank : n // world_size * world_size : world_size]
+
+
 def train_one_epoch(
     model: VAE, optimizer: AdamW, images: Tensor, settings: Settings, epoch: int
 ) -> dict[str, float]:
@@ -44,24 +52,17 @@ def train_one_epoch(
     All randomness is a function of (seed, epoch, rank), so a resumed run repeats an epoch bit for
     bit. Raises UserError if the loss is not finite.
     """
-    rank, world_size = device.rank_and_world_size()
-    where, batch_size = images.device, settings.batch_size // world_size
-    order_rng = device.rng(settings.seed, epoch, device=where)
+    (rank, world_size), where = device.rank_and_world_size(), images.device
     pixel_rng, noise_rng = (device.rng(settings.seed, epoch, rank, i, device=where) for i in (1, 2))
-    order = torch.randperm(len(images), generator=order_rng, device=where)
-    order = order[rank : len(order) // world_size * world_size : world_size]  # an equal share each
-    n_steps = math.ceil(len(order) / batch_size)
+    order, batch_size = own_share(len(images), settings, epoch, where), settings.batch_size
+    n_steps = math.ceil(len(order) / (batch_size // world_size))
     sums = torch.zeros(n_steps, 3, device=where)  # over the images of each step
-    steps = batches(images, order, batch_size, settings.binarize, pixel_rng)
+    steps = batches(images, order, batch_size // world_size, settings.binarize, pixel_rng)
     bar = tqdm(steps, f"epoch {epoch}", n_steps, leave=False, disable=rank > 0 or None)
     model.train()
-
     for step, x in enumerate(bar):  # (B, 1, 28, 28)
-        done, total = (epoch - 1) * n_steps + step, settings.n_epochs * n_steps
-        lr = learning_rate(done, total, settings.lr)
         size = (settings.n_importance_samples, len(x), model.config.latent_dim)
         eps = torch.randn(size, generator=noise_rng, device=where)  # (K, B, L)
-
         with device.autocast(settings.precision, where):
             logits, mu, logvar = model(x, eps)  # (K, B, 1, 28, 28), (B, L), (B, L)
         z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
@@ -74,11 +75,12 @@ def train_one_epoch(
         loss.backward()
         device.average_over_processes(p.grad for p in model.parameters())
         clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step(lr)
+        done, total = (epoch - 1) * n_steps + step, settings.n_epochs * n_steps
+        optimizer.step(learning_rate(done, total, settings.lr))
 
         sums[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
         if (step + 1) % STEPS_PER_READ == 0 or step + 1 == n_steps:
-            check_finite(sums.sum().item(), f"epoch {epoch}, step {step + 1}", lr)
+            check_finite(sums.sum().item(), f"epoch {epoch}, step {step + 1}", optimizer.lr)
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     device.average_over_processes([sums])
     return figures("train", *(sums.cpu().double().sum(dim=0) / len(order)).tolist())
@@ -93,7 +95,7 @@ def validate(model: VAE, images: Tensor, settings: Settings) -> dict[str, float]
 
 
 def figures(split: str, recon: float, kl: float, nll: float) -> dict[str, float]:
-    """Sums over images, averaged, as they are printed: recon_loss a mean over pixels, then nats."""
+    """Means over images as they are printed: recon_loss a mean over pixels too, then nats."""
     values = (recon / N_PIXELS, kl, nll + kl)
     return {f"{split}_{name}": value for name, value in zip(FIGURES, values, strict=True)}
 

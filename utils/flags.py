@@ -116,6 +116,8 @@ def resumed_settings(path: Path, checkpoint: dict, n_epochs: int | None) -> Sett
         raise UserError(f"{path} holds no run to go on with; give its last.pth.") from error
     if n_done and not path.with_name("best.pth").exists():
         raise UserError(f"there is no best.pth beside {path}; put that of the run there.")
+    if n_epochs and n_epochs < n_done:
+        raise UserError(f"{path} has {n_done} epochs already; give a larger --n_epochs.")
     if n_epochs and n_epochs != settings.n_epochs:
         old, new = (settings.lr * cosine(n_done / n) for n in (settings.n_epochs, n_epochs))
         print(f"note: --n_epochs {n_epochs} takes the learning rate from {old:.2g} to {new:.2g}")

@@ -83,7 +83,7 @@ class Subject:
     def plane(self) -> list[int]:
         """The two dimensions of a figure with two axes. Raises NotApplicable if z has only one."""
         if len(self.kl) == 1:
-            raise NotApplicable("a plane needs at least 2 latent dimensions, this model has 1.")
+            raise NotApplicable("it needs at least 2 latent dimensions; use vis/traversal.")
         return [0, 1] if len(self.kl) == 2 else self.by_kl[:2]
 
 

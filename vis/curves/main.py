@@ -52,7 +52,8 @@ def main() -> None:
                 look = {"color": f"C{i}", "linestyle": style, "label": f"{name}, {split}"}
                 panel.plot(run["epoch"], run[f"{split}_{column}"], **look)
         panel.set(xlabel="epoch", ylabel=label)
-    panels[0, 0].legend(frameon=False)
+    lines = panels[0, 0].get_lines()  # the same in each panel
+    figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
     save_figure(figure, args.save_dir, "curves")
 
 

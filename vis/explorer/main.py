@@ -165,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     subject, n_images = Subject(args), args.n_images
     if rounding_error(subject, args.seed) > MAX_PIXEL_ERROR:
-        raise UserError("16 bits a weight change this decoder's pixels visibly; use fewer blocks.")
+        raise UserError("in 16 bits this decoder's pixels change visibly; use fewer blocks.")
     page = make_page(subject, n_images, with_encoder=True)
     if len(page) > MAX_BYTES:
         print("note: the encoder does not fit into the page, so it has no drawing pad.")
