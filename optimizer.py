@@ -2,7 +2,7 @@
 
 Paper: Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019),
 https://arxiv.org/abs/1711.05101. torch.optim.AdamW computes the same, but its first use imports
-PyTorch's compiler, which takes as long as the rest of the start.
+PyTorch's compiler, which takes nearly as long as `import torch`.
 """
 
 import math
