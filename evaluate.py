@@ -18,6 +18,7 @@ from torch import Tensor
 
 import estimators
 from data import BINARIZE, fixed_binarization, load_mnist
+from estimators import ACTIVE_VARIANCE, N_LABELLED, N_NEIGHBOURS
 
 PIXELS = {
     "none": "grey pixels: a cross-entropy, not a likelihood",
@@ -97,11 +98,12 @@ def print_table(r: dict) -> None:
     if r.get("nll_above_exact", 0) > SMALL_GAP + 2 * r.get("nll_above_exact_stderr", 0):
         print("  note: K is too small, or the encoder misses modes of the true posterior")
     units = f"{r['active_units']} of {r['latent_dim']}"
-    print(f"\n  active units {units} (variance of mu over images > 0.01)")
+    print(f"\n  active units {units} (variance of mu over images > {ACTIVE_VARIANCE})")
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
     print(f"  KL per dimension {kl}")
     knn = f"{r['knn_accuracy']:.4f} +- {r['knn_accuracy_std']:.4f}"
-    print(f"  k-NN accuracy {knn} (k=5, 1,000 labelled images, deviation over 20 draws)")
+    how = f"k={N_NEIGHBOURS}, {N_LABELLED:,} labelled images, deviation over 20 draws"
+    print(f"  k-NN accuracy {knn} ({how})")
 
 
 def main() -> None:

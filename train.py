@@ -155,7 +155,7 @@ def train(args: Namespace, config: VAEConfig, settings: Settings, checkpoint: di
             finish_epoch(model, optimizer, metrics, settings, args.save_dir)
 
     if rank == 0:
-        best = min(metrics, key=settings.objective)
+        best = settings.best(metrics)
         print(f"best epoch {best['epoch']}: {describe(best, 'val')}")
         print(f"next: python3 evaluate.py --model_params {args.save_dir / 'best.pth'}")
 
@@ -170,8 +170,7 @@ def finish_epoch(
     row, args = metrics[-1], asdict(settings)
     samples = model.sample(N_SAMPLES, device.rng(settings.seed, device=model.device))
     save_grid(samples, 10, save_dir / "samples" / f"epoch_{row['epoch']:04d}.png")
-    # With several draws training lowers another bound than validation's: the latest is best.
-    is_best = settings.n_importance_samples > 1 or row is min(metrics, key=settings.objective)
+    is_best = row is settings.best(metrics)
     if is_best:
         save_checkpoint(save_dir / "best.pth", model, args, metrics)
     write_csv(save_dir / "metrics.csv", metrics)

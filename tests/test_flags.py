@@ -150,3 +150,5 @@ def test_more_epochs_say_what_they_do_to_the_learning_rate(trainer, tiny_run, tm
     assert same.returncode == 0
     assert "note" not in same.stdout
     assert '"n_epochs": 3' in contents(tmp_path / "run" / "last.pth")
+    fewer = trainer(tmp_path, "--resume run/last.pth --n_epochs 2")
+    assert "has 3 epochs already" in refusal(fewer)

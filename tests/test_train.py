@@ -84,6 +84,7 @@ def test_best_is_the_lowest_loss_but_the_latest_where_the_loss_is_another_bound(
     done = trainer(tmp_path, *TINY, *flags, before="validation_gets_worse()")
     assert done.returncode == 0, done.stderr
     assert len(load_checkpoint(tmp_path / "run" / "best.pth")[1]["metrics"]) == best
+    assert f"best epoch {best}: " in done.stdout
 
 
 def test_the_seed_decides_the_run(trainer, tiny_run, tmp_path):

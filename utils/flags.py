@@ -38,8 +38,15 @@ class Settings:
                 raise TypeError(f"{field.name} must be of type {field.type.__name__}")
 
     def objective(self, row: dict) -> float:
-        """The validation loss of a row of metrics, which best.pth minimises."""
+        """The validation loss of a row of metrics."""
         return self.recon_weight * row["val_recon_loss"] + row["val_kld_loss"]
+
+    def best(self, metrics: list[dict]) -> dict:
+        """The row of the epoch that best.pth holds: that of the lowest validation loss.
+
+        With several draws training lowers another bound than validation's: then it is the latest.
+        """
+        return metrics[-1] if self.n_importance_samples > 1 else min(metrics, key=self.objective)
 
 
 def make_parser() -> ArgumentParser:
