@@ -121,7 +121,8 @@ def build(
     model.load_state_dict(checkpoint["weights"])
     if "training" in checkpoint:
         try:
-            optimizer.load_state_dict(checkpoint["training"]["optimizer"])
+            with optimizer.averaged():
+                optimizer.load_state_dict(checkpoint["training"]["optimizer"])
         except Exception as error:  # whatever a foreign or hostile file provokes
             raise UserError("the optimizer's state is broken; start a new run.") from error
     return model, optimizer, checkpoint["metrics"]
@@ -141,18 +142,20 @@ def train(args: Namespace, config: VAEConfig, settings: Settings, checkpoint: di
             f"{config.arch}, {n_parameters:,} parameters, latent_dim {config.latent_dim}, "
             f"{args.device}, {settings.precision}; writing to {args.save_dir}"
         )
-        save_checkpoint(args.save_dir / "last.pth", model, asdict(settings), metrics, optimizer)
+        with optimizer.averaged():
+            save_checkpoint(args.save_dir / "last.pth", model, asdict(settings), metrics, optimizer)
 
     for epoch in range(len(metrics) + 1, settings.n_epochs + 1):
         start = time.perf_counter()
         row = {"epoch": epoch} | train_one_epoch(model, optimizer, images, settings, epoch)
         seconds = round(time.perf_counter() - start, 3)
-        row |= validate(model, val_images, settings)
-        row |= {"lr": optimizer.lr, "seconds": seconds}
-        check_finite(settings.objective(row), f"epoch {epoch}, validation", optimizer.lr)
-        metrics.append(row)
-        if rank == 0:
-            finish_epoch(model, optimizer, metrics, settings, args.save_dir)
+        with optimizer.averaged():
+            row |= validate(model, val_images, settings)
+            row |= {"lr": optimizer.lr, "seconds": seconds}
+            check_finite(settings.objective(row), f"epoch {epoch}, validation", optimizer.lr)
+            metrics.append(row)
+            if rank == 0:
+                finish_epoch(model, optimizer, metrics, settings, args.save_dir)
 
     if rank == 0:
         best = settings.best(metrics)

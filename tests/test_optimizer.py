@@ -1,12 +1,33 @@
-"""AdamW against PyTorch's own, and the learning rate."""
+"""AdamW against PyTorch's own, its averages and the learning rate against closed forms."""
 
-import math
+import copy
 
 import pytest
 import torch
 from conftest import random_model
 
-from optimizer import BETAS, EPS, WARMUP_STEPS, WEIGHT_DECAY, AdamW, learning_rate
+from model import VAE
+from optimizer import (
+    AVERAGE_POWER,
+    BETAS,
+    EPS,
+    WARMUP_STEPS,
+    WEIGHT_DECAY,
+    AdamW,
+    learning_rate,
+)
+
+
+def resumed(model: VAE, optimizer: AdamW) -> tuple[VAE, AdamW]:
+    """Both as a checkpoint of them brings them back."""
+    with optimizer.averaged():
+        weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    model = random_model("conv", width=4)
+    model.load_state_dict(weights)
+    optimizer = AdamW(model.parameters())
+    with optimizer.averaged():
+        optimizer.load_state_dict(state)
+    return model, optimizer
 
 
 def test_a_step_is_that_of_torchs_adamw_and_its_state_suffices_to_go_on():
@@ -22,17 +43,35 @@ def test_a_step_is_that_of_torchs_adamw_and_its_state_suffices_to_go_on():
         theirs.step()
         ours.step(lr)
         torch.testing.assert_close([*model.parameters()], [*reference.parameters()])
-        resumed = AdamW(model.parameters())
-        resumed.load_state_dict(ours.state_dict())
-        ours = resumed
+        model, ours = resumed(model, ours)
+        torch.testing.assert_close([*model.parameters()], [*reference.parameters()])
 
 
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+def test_the_average_weighs_the_steps_by_a_power():
+    model = random_model("conv", width=4)
+    ours, bias, history = AdamW(model.parameters()), model.output_bias, []
+    for _ in range(30):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        ours.step(0.1)
+        history.append(bias.detach().clone())
+        if len(history) == 17:
+            model, ours = resumed(model, ours)
+            bias = model.output_bias
+    edges = torch.linspace(0, 1, 31, dtype=torch.float64) ** (AVERAGE_POWER + 1)
+    weights = edges.diff()  # the share of each step in the integral of t^6
+    expected = torch.einsum("s,schw->chw", weights, torch.stack(history).double())
+    with ours.averaged():
+        torch.testing.assert_close(bias.detach().double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bias.detach(), history[-1], rtol=0, atol=0)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_parabola():
     n = 10_000
     rates = [learning_rate(step, n, 2.0) for step in range(n)]
     assert rates[0] == pytest.approx(2.0 / WARMUP_STEPS)
     assert max(rates) == pytest.approx(2.0, rel=0.02)
-    assert rates[n // 2] == pytest.approx(1.0)
-    assert rates[n // 4] == pytest.approx(1 + math.cos(math.pi / 4))
+    assert rates[n // 2] == pytest.approx(2 / 4)
+    assert rates[n // 4] == pytest.approx(2 * 9 / 16)
     assert rates[-1] < 1e-6
-    assert learning_rate(2, 20, 1.0) > 0.9  # a short run has a short warm-up
+    assert learning_rate(2, 20, 1.0) == pytest.approx(0.9**2)  # a short run has a short warm-up

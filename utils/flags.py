@@ -11,7 +11,7 @@ from utils.cli import UserError, integer, number
 
 from data import BINARIZE, DATASETS, SPLITS
 from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, PRIORS, WIDTHS, VAEConfig
-from optimizer import cosine
+from optimizer import decay
 
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 
@@ -60,7 +60,7 @@ def make_parser() -> ArgumentParser:
         parser.add_argument(f"--{name}", default=default, help=help, **options)
 
     add("n_epochs", epochs, "epochs in all, resumed ones included")
-    add("lr", number(1e-12, 1e3), "peak: after a warm-up, it falls to 0 as a cosine")
+    add("lr", number(1e-12, 1e3), "peak: after a warm-up, it falls to 0 as a parabola")
     add("recon_loss", ("bce", "mse"), "a mean over pixels and images")
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")
@@ -126,7 +126,7 @@ def resumed_settings(path: Path, checkpoint: dict, n_epochs: int | None) -> Sett
     if n_epochs and n_epochs < n_done:
         raise UserError(f"{path} has {n_done} epochs already; give a larger --n_epochs.")
     if n_epochs and n_epochs != settings.n_epochs:
-        old, new = (settings.lr * cosine(n_done / n) for n in (settings.n_epochs, n_epochs))
+        old, new = (settings.lr * decay(n_done / n) for n in (settings.n_epochs, n_epochs))
         print(f"note: --n_epochs {n_epochs} takes the learning rate from {old:.2g} to {new:.2g}")
         settings = replace(settings, n_epochs=n_epochs)
     return settings
