@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 WARMUP_STEPS = 100
 BETAS, EPS, WEIGHT_DECAY = (0.9, 0.99), 1e-8, 0.01
-AVERAGE_POWER = 6  # the average reaches back over about the last seventh of all steps
+AVERAGE_POWER, AVERAGE_EVERY = 6, 8  # over about the last seventh of all steps, each eighth one
 
 
 def decay(progress: float) -> float:
@@ -70,9 +70,10 @@ class AdamW:
             maximize=False,
         )
         self.n_steps += 1
-        weight = 1 - (1 - 1 / self.n_steps) ** (AVERAGE_POWER + 1)
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.lerp_(parameter, weight)
+        if self.n_steps % AVERAGE_EVERY == 0 or self.n_steps < AVERAGE_EVERY:
+            past = max(0.0, 1 - AVERAGE_EVERY / self.n_steps) ** (AVERAGE_POWER + 1)
+            for average, parameter in zip(self.averages, self.parameters, strict=True):
+                average.lerp_(parameter, 1 - past)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
