@@ -26,7 +26,8 @@ from model import IMAGE_SHAPE, Residual, Shortcut
 from vis.common import DIGIT_COLOURS, Subject, make_parser, save_file
 
 PAGE = Path(__file__).with_name("page.html")  # where each of the names below gives way to a file
-PARTS = {"@@STYLE@@": "style.css", "@@NETWORK@@": "network.js", "@@MAP@@": "map.js"}
+PARTS = {"@@STYLE@@": "style.css", "@@NETWORK@@": "network.js", "@@POSTERIOR@@": "posterior.js"}
+PARTS |= {"@@CARGO_JS@@": "cargo.js", "@@MAP@@": "map.js"}
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 MAX_PIXEL_ERROR = 1.9 / 255  # of any pixel that the page decodes, against the model's
 N_DRAWS = 64  # of the page's estimate of a KL divergence that has no closed form
