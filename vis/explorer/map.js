@@ -147,7 +147,7 @@ function drawBase() {
 // the later one wins. At their edges, which fade out, the more opaque one does.
 function drawPoints() {
   const ratio = devicePixelRatio, image = base.createImageData(base.canvas.width, base.canvas.height);
-  const pixels = new Uint32Array(image.data.buffer), columns = image.width, opacity = { none: 210, manifold: 120, density: 80, posterior: 80 }[state.background];
+  const pixels = new Uint32Array(image.data.buffer), columns = image.width, opacity = { none: 210, manifold: 120, density: 80, posterior: 90 }[state.background];
   const rgb = content.colours.map((colour) => parseInt(colour.slice(5, 7) + colour.slice(3, 5) + colour.slice(1, 3), 16)); // little endian
   const radius = clamp(0.19 * Math.sqrt(scale()), 1.2, 6) * ratio, half = Math.ceil(radius);
   for (let i = 0; i < N; i++) {
@@ -326,11 +326,11 @@ const backgrounds = {
   *posterior() { // log p(z|x), smoothed over the worker's cells and cut into levels
     if (!state.posterior) return; // the picture before stays till there is an answer
     backdrop.clearRect(0, 0, width, height);
-    const { cells, levels } = state.posterior, size = 2, peak = cells[0][4];
+    const { cells, levels } = state.posterior, peak = cells[0][4], size = clamp(Math.sqrt(width * height / 200_000), 0.5, 3);
     const raster = { columns: Math.ceil(width / size), rows: Math.ceil(height / size), size };
     const boxes = placeCells(raster, cells);
     yield;
-    const values = smooth(raster, boxes, interpolate(raster, boxes, cells, peak - FADES_OVER));
+    const values = smooth(raster, boxes, interpolate(raster, boxes, cells, peak - 300));
     yield;
     const opacity = (value) => levels.find(({ least }) => value >= least)?.opacity ?? FAINT * Math.max(0, 1 - (peak - value) / FADES_OVER);
     backdrop.drawImage(inked(raster.columns, raster.rows, (i) => opacity(values[i])), 0, 0, raster.columns * size, raster.rows * size);
@@ -549,6 +549,7 @@ function encodeDrawing() {
   const grey = normalised(), pixels = content.binary ? grey.map((value) => (value > 0.5 ? 1 : 0)) : grey;
   const { mu, logvar } = encode(pixels);
   state.drawing = subject("Your drawing", pixels, mu, logvar);
+  frameIt = true; // when the hand rests
   show(N);
   setZ(mu);
   $("clear").disabled = false;
@@ -638,7 +639,8 @@ $("backgrounds").onchange = (event) => {
   state.background = event.target.value;
   const isPosterior = (frameIt = state.background === "posterior");
   for (const element of [$("scale"), ...document.querySelectorAll(".exact")]) element.hidden = !isPosterior;
-  $("interpolation").hidden = isPosterior; // a click means something else then
+  $("interpolation").hidden = isPosterior; // a click then chooses an image
+  $("help").textContent = `Move to decode, ${isPosterior ? "click a point for its posterior" : "drag to pan, scroll to zoom"}`;
   if (isPosterior) askPosterior();
   backdrop.clearRect(0, 0, width, height);
   viewChanged(); // the points are fainter on a background
@@ -717,10 +719,10 @@ show(0);
 for (let i = 0; i < 10; i++) setZ(state.subject.mu); // a loop's first runs are slow, so we have them before the first move
 
 // This is for tests and for curious people at the console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
-// explorer.encode(pixels) gives {mu, logvar}, and explorer.testImage(i) gives what is known of a test image.
+// explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) gives what is known of a test image, and
+// explorer.show(i) puts it onto the card.
 // explorer.place(z) says where z is in the window, and explorer.at(x, y) which place of the map is there.
-window.explorer = { content, state, view, decode, encode, testImage, moveTo,
-  select(i) { frameIt = true; show(i); },
+window.explorer = { content, state, view, decode, encode, testImage, moveTo, show,
   place(z) {
     const [left, top] = onMap({ clientX: 0, clientY: 0 });
     return [toX(z[P]) - left, toY(z[Q]) - top];

@@ -7,8 +7,8 @@
 // the divergence says how fine the cells must be, for whatever image. The cells and their decoded logits serve all
 // images, and what an image adds is one scalar product for each.
 
-const COARSE = 29; // cells along each axis of the first grid
-const LOG_PRIOR_DROP = 21; // nats: the grid ends where p(z) is so far below its peak; N(0, I)'s mass beyond is 1e-9
+const COARSE = 27; // cells along each axis of the first grid
+const LOG_PRIOR_DROP = 18; // nats: the grid ends where p(z) is so far below its peak; the mass of N(0, I) beyond is 2e-8
 const BATCH = 32; // cells that are split at once
 const TOLERANCE = 0.1; // of the bound on the relative error of p(x); the error itself is about a tenth of it
 const MAX_CELLS = 20_000; // with their logits they take 70 MB; beyond that they are forgotten
@@ -18,6 +18,7 @@ let model = null, roots = null, nCells = 0, current = 0; // `current` is the num
 
 // Decodes places [x, y, width, height], 64 together: more would not stay in a processor's cache.
 function makeCells(places) {
+  if (!places.length) return [];
   if (places.length > 64) return [...makeCells(places.slice(0, 64)), ...makeCells(places.slice(64))];
   const logits = run(model.decoder, Float64Array.from(places.flatMap(([x, y]) => [x, y])), places.length);
   const nPixels = logits.length / places.length;
@@ -92,32 +93,36 @@ function integrate(leaves) {
   return { logP, error: leaves.reduce((sum, leaf) => sum + leaf.error, 0) };
 }
 
-const pause = () => new Promise((done) => setTimeout(done)); // so that a newer question is heard
+async function isStale(id) { // waits till newer questions have been heard
+  await new Promise((done) => setTimeout(done));
+  return id !== current;
+}
 
+// Answers with the leaves as they are at first, every 150 milliseconds, and when the bound on the error is small.
 async function answer({ id, pixels, mu, logvar }) {
+  if (await isStale(id)) return;
+  if (nCells > MAX_CELLS) {
+    for (const root of roots) root.children = null;
+    nCells = roots.length;
+  }
   const weigh = (cell) => ({ cell, logJoint: logJoint(cell, pixels) });
+  let leaves = roots.map(weigh), { logP, error } = integrate(leaves), bound = NaN, told = performance.now();
   const tell = (done) => {
     const cells = Float64Array.from(leaves.flatMap(({ cell, logJoint }) => [cell.x, cell.y, cell.width, cell.height, logJoint - logP]));
     postMessage({ id, cells, logP, bound, done }, [cells.buffer]);
+    told = performance.now();
   };
-  if (nCells > MAX_CELLS) for (const root of roots) root.children = null;
-  if (nCells > MAX_CELLS) nCells = roots.length;
-  let leaves = roots.map(weigh), { logP, error } = integrate(leaves), bound = NaN, told = performance.now();
   tell(false);
+  if (await isStale(id)) return;
   bound = elbo(pixels, mu, logvar);
   while (error > TOLERANCE && leaves.length < MAX_LEAVES) {
-    await pause();
-    if (id !== current) return;
+    if (await isStale(id)) return;
     leaves.sort((a, b) => b.error - a.error);
     const chosen = leaves.slice(0, BATCH).filter((leaf) => leaf.error > TOLERANCE / leaves.length / 4);
-    const uncut = chosen.map(({ cell }) => cell).filter((cell) => !cell.children);
-    if (uncut.length) split(uncut);
+    split(chosen.map(({ cell }) => cell).filter((cell) => !cell.children));
     leaves = [...leaves.slice(chosen.length), ...chosen.flatMap(({ cell }) => cell.children.map(weigh))];
     ({ logP, error } = integrate(leaves));
-    if (performance.now() > told + 150 && error > TOLERANCE) {
-      tell(false);
-      told = performance.now();
-    }
+    if (performance.now() > told + 150) tell(false);
   }
   tell(true);
 }
@@ -125,7 +130,7 @@ async function answer({ id, pixels, mu, logvar }) {
 onmessage = ({ data }) => {
   if (data.decoder) {
     model = data;
-    const t = performance.now(); roots = makeRoots(); console.log("roots", performance.now() - t);
+    roots = makeRoots();
   } else {
     current = data.id;
     answer(data);
