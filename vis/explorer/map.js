@@ -448,12 +448,15 @@ function smooth({ columns, rows, owner }, boxes, values) {
 
 function glideTo(target) {
   const from = { ...view }, start = performance.now(), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const frame = (now) => {
-    const t = still ? 1 : clamp((now - start) / 700, 0, 1), s = t * t * (3 - 2 * t), zoom = from.zoom * (target.zoom / from.zoom) ** s;
-    // The centre moves with 1 / zoom, as the sides of the view do: so the way is straight and steady on the screen.
-    const way = target.zoom === from.zoom ? s : (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom);
+  let now = from;
+  const frame = (time) => {
+    if (view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // a hand has moved the map
+    const t = still ? 1 : clamp((time - start) / 700, 0, 1), zoom = from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t));
+    // The centre moves as 1 / zoom does, and so do the sides of the view: a straight and steady way on the screen.
+    const way = t < 1 && target.zoom !== from.zoom ? (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom) : t;
     Object.assign(view, { x: from.x + way * (target.x - from.x), y: from.y + way * (target.y - from.y), zoom });
     viewChanged();
+    now = { ...view };
     if (t < 1) requestAnimationFrame(frame);
   };
   requestAnimationFrame(frame);
@@ -467,8 +470,7 @@ function choose() { // takes the point on the map that is nearest to the cursor,
   const index = nearest(state.z[P], state.z[Q]);
   if (state.background === "posterior") { // then a click asks for another image's posterior
     frameIt = true;
-    if (index >= 0) show(index);
-    return;
+    return index >= 0 && show(index);
   }
   if (index >= 0) {
     show(index);
@@ -694,6 +696,8 @@ for (const d of content.sliders) {
 $("latent").hidden = sliders.length === 0;
 
 $("posterior").hidden = L !== 2;
+$("levels").innerHTML = [...LEVELS.map(([share, opacity]) => [opacity, `${100 * share} %`]), [FAINT, "less likely"]]
+  .map(([opacity, text]) => `<i style="opacity: ${opacity}"></i>${text}`).join("");
 $("draw").hidden = !encoder;
 paintPad();
 $("pad").onpointerdown = $("pad").onpointermove = (event) => {
