@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import vis.explorer.main as explorer
 from data import SPLITS, load_mnist, to_float
+from estimators import exact_nll
 from loss import bernoulli_nll, gaussian_log_prob, kl_divergence
 from model import VAE
 from vis.common import DIGIT_COLOURS
@@ -34,6 +35,12 @@ def with_flow(**config) -> VAE:
     for coupling in model.prior.couplings:
         coupling.net[-1].weight.data *= 0.3
         nn.init.normal_(coupling.net[-1].bias, std=0.8)
+    return model
+
+
+def sharp(model: VAE) -> VAE:
+    """Its posteriors are narrow and have several modes."""
+    model.decoder[0].weight.data *= 5
     return model
 
 
@@ -90,6 +97,8 @@ def written(tmp_path_factory):
     models = {
         "mlp": random_model(width=30, n_blocks=2),
         "conv": random_model(arch="conv", latent_dim=5, width=10),
+        "sharp": sharp(random_model(width=30, n_blocks=2)),
+        "conv_2d": random_model(arch="conv", latent_dim=2, width=6),
         "flow": with_flow(width=30, n_blocks=2),
         "flow_3d": with_flow(latent_dim=3, width=30, n_blocks=1),  # its halves differ in size
     }
@@ -117,8 +126,10 @@ def open_page(browser, written):
         url = written[name][1].as_uri() if name in written else name
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
+        own = (url, "blob:")  # the page, and the worker that is made of it
         page.on(
-            "request", lambda request: troubles.append(request.url) if request.url != url else None
+            "request",
+            lambda request: None if request.url.startswith(own) else troubles.append(request.url),
         )
         page.goto(url)
         page.wait_for_function("window.explorer")
@@ -436,6 +447,86 @@ def test_the_manifold_is_the_decoders_and_none_clears_it(open_page, written):
     assert canvas(page, "#backdrop", "A").max() == 0
 
 
+def ask_posterior(page, image: int) -> dict:
+    """The page's last answer on a test image, as the worker refined it."""
+    page.evaluate(f"explorer.show({image})")
+    page.wait_for_function("explorer.state.posterior?.done", timeout=20_000)
+    return page.evaluate("explorer.state.posterior")
+
+
+def log_joint(model: VAE, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """log p(x|z) + log p(z) of one image: z (..., 2), x (1, 28, 28) -> (...)."""
+    with torch.inference_mode():
+        return model.prior.log_prob(z) - bernoulli_nll(model.decode(z), x)
+
+
+@pytest.mark.parametrize("name", ["sharp", "flow", "conv_2d"])
+def test_the_posterior_has_the_exact_log_p_x_and_the_elbo(name, open_page, written):
+    model, page = written[name][0], open_page(name)
+    page.get_by_text("Posterior").click()
+    images = load_mnist(DATA_DIR, "test")[0][:3]
+    exact = exact_nll(model, images, n_grid=64)[0]
+    for i, x in enumerate(to_float(images)):
+        answer = ask_posterior(page, i)
+        with torch.inference_mode():
+            mu, logvar = model.encode(x[None])
+            eps = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(i))
+            z = model.reparameterize(mu, logvar, eps)
+        log_w = log_joint(model, z, x) - gaussian_log_prob(z, mu, logvar)  # (20000,)
+        error = 4 * log_w.std() / len(log_w) ** 0.5
+        assert answer["logP"] == pytest.approx(-exact[i].item(), abs=0.02)
+        assert answer["bound"] == pytest.approx(log_w.mean().item(), abs=0.01 + error.item())
+        for row, nats in (("nll", -answer["logP"]), ("neg-elbo", -answer["bound"])):
+            assert page.locator(f"#{row}").inner_text() == f"{nats:.1f} nats"
+        assert page.locator("#gap").inner_text() == f"{answer['logP'] - answer['bound']:.1f} nats"
+
+
+def test_the_shading_is_the_posterior(open_page, written):
+    model, page = written["flow"][0], open_page("flow")
+    page.evaluate("explorer.show(3)")
+    page.get_by_text("Posterior").click()
+    page.wait_for_function("explorer.state.posterior?.done", timeout=20_000)
+    page.wait_for_timeout(1500)  # the map has moved to it
+    opacity = canvas(page, "#backdrop", "A")
+    box = page.locator("#map").bounding_box()
+    start, end = page.evaluate(
+        "({x, y}) => [explorer.at(x + 0.5, y + 0.5), explorer.at(x + 10.5, y + 10.5)]", box
+    )
+    rows, columns = (torch.arange(2, n, 4) for n in opacity.shape)
+    y, x = (start[d] + axis * (end[d] - start[d]) / 10 for d, axis in ((1, rows), (0, columns)))
+    z = torch.cartesian_prod(y, x).flip(1)
+    x = to_float(load_mnist(DATA_DIR, "test")[0][3])
+    density = log_joint(model, z, x).flatten().softmax(dim=0)  # over all that is on the map
+    densest = density.sort(descending=True).values
+    shares = torch.tensor([0.5, 0.9, 0.99])
+    least = densest[torch.searchsorted(densest.cumsum(dim=0), shares)]  # of each level
+    expected = (density[:, None] >= least).sum(dim=1)  # 3 in the densest region, 0 outside
+    shown = opacity[rows][:, columns].flatten()
+    level = (shown[:, None] > torch.tensor([0.25, 0.45, 0.7])).sum(dim=1)
+    assert expected.bincount().min() > 20
+    assert (level == expected).float().mean() > 0.97  # at the edges a cell more or less
+    assert (level - expected).abs().max() <= 1
+
+
+def test_a_posterior_stays_till_a_click_chooses_another_image(open_page):
+    page = open_page()
+    page.get_by_text("Posterior").click()
+    page.wait_for_function("explorer.state.posterior?.done", timeout=20_000)
+    page.locator("#fit").click()
+    x, y = hover(page, 7)
+    assert state(page, "s.index") == 0
+    page.mouse.click(x, y)
+    assert state(page, "[s.ends.length, s.index !== 0]") == [0, True]  # and no interpolation
+    page.wait_for_function("explorer.state.posterior?.done", timeout=20_000)
+    assert page.locator("#scale").is_visible()
+    assert page.locator("#interpolation").is_hidden()
+    page.get_by_text("Points", exact=True).click()
+    for name in ("#nll", "#scale"):
+        assert page.locator(name).is_hidden()
+    page.wait_for_timeout(200)
+    assert canvas(page, "#backdrop", "A").max() == 0
+
+
 def test_more_dimensions_have_sliders_by_kl(open_page, written):
     model, page = written["conv"][0], open_page("conv")
     kl, order = page.evaluate("[explorer.content.kl, explorer.content.sliders]")
@@ -443,6 +534,7 @@ def test_more_dimensions_have_sliders_by_kl(open_page, written):
         kl, reverse=True
     )  # all five units of this model are active
     assert page.evaluate("explorer.content.plane") == order[:2]
+    assert page.locator("#posterior").is_hidden()  # a grid over five is too much
     sliders = page.locator("#sliders input")
     assert sliders.count() == 5
     sliders.nth(3).fill("1.5")

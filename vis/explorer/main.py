@@ -3,7 +3,8 @@
 python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir figures
 
 explorer.html runs offline. It carries the test images, their posteriors and the network itself, as
-layers that the page interprets: the decoder with 16 bits for each weight, the encoder with 8.
+layers that the page interprets: the decoder with 16 bits for each weight, the encoder with 8. With
+two dimensions it integrates p(x|z) p(z) over z too, and shades the map by the true posterior.
 """
 
 import base64
@@ -25,8 +26,8 @@ from estimators import active_units
 from model import IMAGE_SHAPE, Residual, Shortcut
 from vis.common import DIGIT_COLOURS, Subject, make_parser, save_file
 
-PAGE = Path(__file__).with_name("page.html")  # where each of the names below gives way to a file
-PARTS = {"@@STYLE@@": "style.css", "@@NETWORK@@": "network.js", "@@MAP@@": "map.js"}
+PAGE = Path(__file__).with_name("page.html")  # where each of these names gives way to its file
+PARTS = ("style.css", "network.js", "posterior.js", "cargo.js", "map.js")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 MAX_PIXEL_ERROR = 1.9 / 255  # of any pixel that the page decodes, against the model's
 N_DRAWS = 64  # of the page's estimate of a KL divergence that has no closed form
@@ -152,8 +153,8 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
         "encoder": list_layers(model.encoder, cargo, torch.int8) if with_encoder else None,
     }
     page = PAGE.read_text(encoding="utf-8")
-    for place, name in PARTS.items():
-        page = page.replace(place, PAGE.with_name(name).read_text(encoding="utf-8"))
+    for name in PARTS:
+        page = page.replace(f"@@{name}@@", PAGE.with_name(name).read_text(encoding="utf-8"))
     page = page.replace("@@CARGO@@", base64.b64encode(gzip.compress(cargo, mtime=0)).decode())
     text = json.dumps(content).replace("<", "\\u003c")  # so no text can end the script element
     return page.replace("@@CONTENT@@", text).encode()

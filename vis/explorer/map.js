@@ -1,5 +1,5 @@
 // This file is all that is seen and touched: the map, its backgrounds, the interpolation, the drawing pad, hands and keys.
-// It needs no import: main.py puts it behind network.js, which it uses, into one module of page.html.
+// It needs no import: main.py puts it behind cargo.js, which it uses, into one module of page.html.
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const subscript = (d) => "z" + String(d + 1).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
@@ -15,6 +15,7 @@ const state = {
   drawing: null, // what `subject` returned for the drawing
   shown: Array(10).fill(true), // which digits the legend has switched on
   background: "none",
+  posterior: null, // the worker's latest answer
   ends: [], // {z, name} of A and of B
   t: 0, // how far from A to B
   playing: false,
@@ -56,7 +57,7 @@ function moveTo(x, y) {
   [z[P], z[Q]] = [x, y];
   setZ(z);
   const near = nearest(x, y);
-  if (near >= 0 && near !== state.index) show(near);
+  if (near >= 0 && near !== state.index && state.background !== "posterior") show(near); // a posterior stays till a click
 }
 
 // Finds the nearest of the points shown within 14 pixels. It returns a test image's number, N for the drawing or -1 for none.
@@ -77,6 +78,7 @@ function show(index) {
   paint($("reconstruction"), item.reconstruction);
   for (const term of ["recon", "kl"]) $(term).textContent = `${number(item[term], 1)} nats`;
   $("sum").textContent = `${number(item.recon + item.kl, 1)} nats`;
+  if (state.background === "posterior") askPosterior();
   drawOverlay();
 }
 
@@ -145,7 +147,7 @@ function drawBase() {
 // the later one wins. At their edges, which fade out, the more opaque one does.
 function drawPoints() {
   const ratio = devicePixelRatio, image = base.createImageData(base.canvas.width, base.canvas.height);
-  const pixels = new Uint32Array(image.data.buffer), columns = image.width, opacity = { none: 210, manifold: 120, density: 80 }[state.background];
+  const pixels = new Uint32Array(image.data.buffer), columns = image.width, opacity = { none: 210, manifold: 120, density: 80, posterior: 90 }[state.background];
   const rgb = content.colours.map((colour) => parseInt(colour.slice(5, 7) + colour.slice(3, 5) + colour.slice(1, 3), 16)); // little endian
   const radius = clamp(0.19 * Math.sqrt(scale()), 1.2, 6) * ratio, half = Math.ceil(radius);
   for (let i = 0; i < N; i++) {
@@ -321,7 +323,144 @@ const backgrounds = {
     const level = (i) => Math.max(0, 9 + Math.floor(Math.log2(sum[i] / most + 1e-9))); // a step is a factor of two, 9 at the top
     backdrop.drawImage(inked(columns, rows, (i) => 0.07 * level(i)), 0, 0, columns * cell, rows * cell);
   },
+  *posterior() { // log p(z|x), smoothed over the worker's cells and cut into levels
+    if (!state.posterior) return; // the picture before stays till there is an answer
+    backdrop.clearRect(0, 0, width, height);
+    const { cells, levels } = state.posterior, peak = cells[0][4], size = clamp(Math.sqrt(width * height / 200_000), 0.5, 3);
+    const raster = { columns: Math.ceil(width / size), rows: Math.ceil(height / size), size };
+    const boxes = placeCells(raster, cells);
+    yield;
+    const values = smooth(raster, boxes, interpolate(raster, boxes, cells, peak - 300));
+    yield;
+    const opacity = (value) => levels.find(({ least }) => value >= least)?.opacity ?? FAINT * Math.max(0, 1 - (peak - value) / FADES_OVER);
+    backdrop.drawImage(inked(raster.columns, raster.rows, (i) => opacity(values[i])), 0, 0, raster.columns * size, raster.rows * size);
+  },
 };
+
+// ------------------------------------------------------------------------------------------ the true posterior
+// A worker, made of this page's own scripts, integrates p(x|z) p(z) over the plane (posterior.js) and answers with the
+// cells that it divided the plane into: x, y, width, height and log p(z|x) of each.
+
+const LEVELS = [[0.5, 0.8], [0.9, 0.55], [0.99, 0.34]]; // the densest regions with so much of the probability, and their opacity
+const FAINT = 0.16, FADES_OVER = 30; // the opacity beside them, which fades out over so many nats
+let posteriorWorker = null, question = 0, frameIt = false;
+
+function startPosteriorWorker() {
+  if (posteriorWorker) return;
+  const code = new Blob([$("network").textContent, $("worker").textContent], { type: "text/javascript" });
+  posteriorWorker = new Worker(URL.createObjectURL(code));
+  posteriorWorker.postMessage({ decoder, couplings, centre: content.centre, reach: content.farthest * content.reach });
+  posteriorWorker.onmessage = ({ data }) => {
+    if (data.id === question && state.background === "posterior") showPosterior(data);
+  };
+}
+
+function askPosterior() {
+  startPosteriorWorker();
+  const { pixels, mu, logvar } = state.subject;
+  state.posterior = null; // its picture stays till the first answer
+  posteriorWorker.postMessage({ id: ++question, pixels, mu, logvar });
+}
+
+function showPosterior(answer) {
+  const n = answer.cells.length / 5, cell = (k) => answer.cells.subarray(5 * k, 5 * k + 5);
+  const cells = Array.from({ length: n }, (_, k) => cell(k)).sort((a, b) => b[4] - a[4]); // the densest first
+  let mass = 0;
+  const levels = LEVELS.map(([share, opacity]) => ({ share, opacity, least: Infinity }));
+  for (const [, , w, h, logDensity] of cells) {
+    for (const level of levels) if (mass < level.share) level.least = logDensity;
+    mass += w * h * Math.exp(logDensity);
+  }
+  state.posterior = { ...answer, cells, levels };
+  const nats = { "neg-elbo": -answer.bound, nll: -answer.logP, gap: answer.logP - answer.bound };
+  for (const [id, value] of Object.entries(nats)) {
+    $(id).textContent = Number.isNaN(value) ? "…" : `${number(value, 1)} nats`;
+    $(id).classList.toggle("rough", !answer.done);
+  }
+  if (answer.done && frameIt) framePosterior();
+  restartBackground();
+}
+
+// Moves the map so that 99 % of the posterior and two deviations of q(z|x) fill half of it.
+function framePosterior() {
+  frameIt = false;
+  const { cells, levels } = state.posterior, { mu, logvar } = state.subject;
+  const inside = cells.filter((cell) => cell[4] >= levels.at(-1).least);
+  const edges = [0, 1].map((d) => [-1, 1].map((side) => side * Math.max(
+    side * mu[d] + 2 * Math.exp(0.5 * logvar[d]), ...inside.map((cell) => side * cell[d] + cell[2 + d] / 2))));
+  const [x, y] = edges.map(([low, high]) => (low + high) / 2), [wide, high] = edges.map(([low, high]) => high - low);
+  glideTo({ x, y, zoom: content.reach / Math.min(width, height) * Math.min(width / wide, height / high) });
+}
+
+// Puts the cells, of which the first is the densest, on a raster: `owner` has the number of the one at each pixel.
+// Returns the box of each, in pixels.
+function placeCells(raster, cells) {
+  const { columns, rows, size } = raster, edge = (position) => Math.round(position / size + 1e-6); // the same for both that share it
+  raster.owner = new Int32Array(columns * rows).fill(-1);
+  const boxes = cells.map(([x, y, w, h]) => {
+    const left = edge(toX(x - w / 2)), top = edge(toY(y + h / 2));
+    return { left, top, right: Math.max(left + 1, edge(toX(x + w / 2))), bottom: Math.max(top + 1, edge(toY(y - h / 2))) };
+  });
+  for (let k = cells.length - 1; k >= 0; k--) { // the densest comes last, so it is seen however small it is
+    const { left, top, right, bottom } = boxes[k], from = clamp(left, 0, columns), to = clamp(right, 0, columns);
+    for (let row = Math.max(0, top); row < Math.min(rows, bottom); row++) raster.owner.fill(k, row * columns + from, row * columns + to);
+  }
+  return boxes;
+}
+
+// Returns the log density at each pixel: that of its cell, with the slopes between the cells on both sides.
+function interpolate({ columns, rows, size, owner }, boxes, cells, least) {
+  const at = (column, row) => (column >= 0 && row >= 0 && column < columns && row < rows ? owner[row * columns + column] : -1);
+  const slope = (a, b, d) => (a < 0 || b < 0 || a === b ? 0 : (cells[b][4] - cells[a][4]) / (cells[b][d] - cells[a][d]));
+  const values = new Float64Array(columns * rows).fill(least);
+  cells.forEach((cell, k) => {
+    const { left, top, right, bottom } = boxes[k], column = (left + right) >> 1, row = (top + bottom) >> 1;
+    const across = slope(at(left - 1, row), at(right, row), 0), up = slope(at(column, bottom), at(column, top - 1), 1);
+    for (let y = Math.max(0, top); y < Math.min(rows, bottom); y++) {
+      const middle = cell[4] + up * clamp(fromY((y + 0.5) * size) - cell[1], -cell[3] / 2, cell[3] / 2);
+      for (let x = Math.max(0, left), i = y * columns + x; x < Math.min(columns, right); x++, i++) {
+        if (owner[i] !== k) continue;
+        values[i] = Math.max(least, middle + across * clamp(fromX((x + 0.5) * size) - cell[0], -cell[2] / 2, cell[2] / 2));
+      }
+    }
+  });
+  return values;
+}
+
+// Returns the mean around each pixel over a box as large as its cell, by differences of the sums over all above and to the left.
+function smooth({ columns, rows, owner }, boxes, values) {
+  const stride = columns + 1, sums = new Float64Array(stride * (rows + 1));
+  for (let row = 0, i = 0; row < rows; row++) {
+    for (let column = 0, line = 0; column < columns; column++, i++) {
+      line += values[i];
+      sums[(row + 1) * stride + column + 1] = sums[row * stride + column + 1] + line;
+    }
+  }
+  return values.map((value, i) => {
+    if (owner[i] < 0) return value;
+    const { left, top, right, bottom } = boxes[owner[i]], column = i % columns, row = Math.floor(i / columns);
+    const half = (right - left) >> 1, tall = (bottom - top) >> 1;
+    const x0 = Math.max(0, column - half), x1 = Math.min(columns, column + half + 1);
+    const y0 = Math.max(0, row - tall), y1 = Math.min(rows, row + tall + 1);
+    return (sums[y1 * stride + x1] - sums[y0 * stride + x1] - sums[y1 * stride + x0] + sums[y0 * stride + x0]) / ((x1 - x0) * (y1 - y0));
+  });
+}
+
+function glideTo(target) {
+  const from = { ...view }, start = performance.now(), still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let now = from;
+  const frame = (time) => {
+    if (view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // a hand has moved the map
+    const t = still ? 1 : clamp((time - start) / 700, 0, 1), zoom = from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t));
+    // The centre moves as 1 / zoom does, and so do the sides of the view: a straight and steady way on the screen.
+    const way = t < 1 && target.zoom !== from.zoom ? (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom) : t;
+    Object.assign(view, { x: from.x + way * (target.x - from.x), y: from.y + way * (target.y - from.y), zoom });
+    viewChanged();
+    now = { ...view };
+    if (t < 1) requestAnimationFrame(frame);
+  };
+  requestAnimationFrame(frame);
+}
 
 // -------------------------------------------------------------------------------------------- interpolation
 
@@ -329,6 +468,10 @@ const between = (t) => state.ends[0].z.map((a, d) => a + t * (state.ends[1].z[d]
 
 function choose() { // takes the point on the map that is nearest to the cursor, or the cursor itself
   const index = nearest(state.z[P], state.z[Q]);
+  if (state.background === "posterior") { // then a click asks for another image's posterior
+    frameIt = true;
+    return index >= 0 && show(index);
+  }
   if (index >= 0) {
     show(index);
     setZ(state.subject.mu); // with more than two dimensions the map becomes the slice through this point
@@ -408,6 +551,7 @@ function encodeDrawing() {
   const grey = normalised(), pixels = content.binary ? grey.map((value) => (value > 0.5 ? 1 : 0)) : grey;
   const { mu, logvar } = encode(pixels);
   state.drawing = subject("Your drawing", pixels, mu, logvar);
+  frameIt = true; // when the hand rests
   show(N);
   setZ(mu);
   $("clear").disabled = false;
@@ -489,11 +633,17 @@ $("map").onkeydown = (event) => {
   actions[event.key]();
 };
 
+$("backgrounds").onpointerenter = () => L === 2 && startPosteriorWorker(); // it has begun when the button is pressed
 $("in").onclick = () => zoomBy(1.5);
 $("out").onclick = () => zoomBy(1 / 1.5);
 $("fit").onclick = fit;
 $("backgrounds").onchange = (event) => {
   state.background = event.target.value;
+  const isPosterior = (frameIt = state.background === "posterior");
+  for (const element of [$("scale"), ...document.querySelectorAll(".exact")]) element.hidden = !isPosterior;
+  $("interpolation").hidden = isPosterior; // a click then chooses an image
+  $("help").textContent = `Move to decode, ${isPosterior ? "click a point for its posterior" : "drag to pan, scroll to zoom"}`;
+  if (isPosterior) askPosterior();
   backdrop.clearRect(0, 0, width, height);
   viewChanged(); // the points are fainter on a background
   restartBackground();
@@ -545,6 +695,9 @@ for (const d of content.sliders) {
 }
 $("latent").hidden = sliders.length === 0;
 
+$("posterior").hidden = L !== 2;
+$("levels").innerHTML = [...LEVELS.map(([share, opacity]) => [opacity, `${100 * share} %`]), [FAINT, "less likely"]]
+  .map(([opacity, text]) => `<i style="opacity: ${opacity}"></i>${text}`).join("");
 $("draw").hidden = !encoder;
 paintPad();
 $("pad").onpointerdown = $("pad").onpointermove = (event) => {
@@ -570,9 +723,10 @@ show(0);
 for (let i = 0; i < 10; i++) setZ(state.subject.mu); // a loop's first runs are slow, so we have them before the first move
 
 // This is for tests and for curious people at the console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
-// explorer.encode(pixels) gives {mu, logvar}, and explorer.testImage(i) gives what is known of a test image.
+// explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) gives what is known of a test image, and
+// explorer.show(i) puts it onto the card.
 // explorer.place(z) says where z is in the window, and explorer.at(x, y) which place of the map is there.
-window.explorer = { content, state, view, decode, encode, testImage, moveTo,
+window.explorer = { content, state, view, decode, encode, testImage, moveTo, show,
   place(z) {
     const [left, top] = onMap({ clientX: 0, clientY: 0 });
     return [toX(z[P]) - left, toY(z[Q]) - top];

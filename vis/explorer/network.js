@@ -1,56 +1,27 @@
-// This file unpacks the cargo and runs the network: the decoder, the encoder, a flow, and the terms of the ELBO.
-// It needs no import or export: main.py puts it and map.js, which uses it, into one module of page.html.
+// This file runs the network and has the terms of the ELBO. It knows nothing of the page: a worker runs it too.
 
-const $ = (id) => document.getElementById(id);
-
-// ------------------------------------------------------------------------------------------------ the cargo
-// The arrays lie in one gzipped stretch of bytes. `content` says which of them lies where.
-
-const content = JSON.parse($("content").textContent);
-
-async function unpack() {
-  const text = atob($("cargo").textContent);
-  const packed = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-  $("cargo").remove(); // it is no longer needed, and it is megabytes long
-  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
-}
-const bytes = await unpack();
-
-function array({ dtype, offset, length }) {
-  const type = { uint8: Uint8Array, int8: Int8Array, int16: Int16Array, float32: Float32Array }[dtype];
-  return new type(bytes.slice(offset, offset + length * type.BYTES_PER_ELEMENT));
-}
-
-// ---------------------------------------------------------------------------------------------- the network
-// A network is a list of layers. Each has its own output array `y`, so that a move allocates nothing.
-// Images are square, and their arrays are flat: channel by channel, row by row.
-
-function unpackLayers(layers) {
-  for (const layer of layers) {
-    if (layer.layers) unpackLayers(layer.layers);
-    if (layer.bias) layer.bias = array(layer.bias);
-    if (layer.weight) { // it comes as whole numbers, with a scale for each output
-      const scale = array(layer.scale), weight = new Float32Array(array(layer.weight)), n = weight.length / layer.outputs;
-      layer.weight = weight.map((w, i) => w * scale[Math.floor(i / n)]);
-    }
-  }
-  return layers;
-}
+// A network is a list of layers. Each has its own output array `y`, so that a move allocates no more than views.
+// Images are square, and their arrays are flat: channel by channel, row by row, of a batch one image behind the other.
 
 const operations = {
-  linear({ inputs, outputs, weight, bias }, x, y) {
-    const fours = inputs - (inputs % 4);
-    for (let o = 0; o < outputs; o++) {
-      let a = bias ? bias[o] : 0, b = 0, c = 0, d = 0; // with four sums an addition need not wait for the one before
-      for (let i = 0, w = o * inputs; i < fours; i += 4, w += 4) {
-        a += weight[w] * x[i];
-        b += weight[w + 1] * x[i + 1];
-        c += weight[w + 2] * x[i + 2];
-        d += weight[w + 3] * x[i + 3];
+  linear({ inputs, outputs, weight, bias }, x, y, n) {
+    // Tiles of four outputs by two images: each number that is read serves several products. What juts out repeats the last.
+    for (let o = 0; o < outputs; o += 4) {
+      const o1 = Math.min(o + 1, outputs - 1), o2 = Math.min(o + 2, outputs - 1), o3 = Math.min(o + 3, outputs - 1);
+      const w0 = o * inputs, w1 = o1 * inputs, w2 = o2 * inputs, w3 = o3 * inputs;
+      for (let p = 0; p < n; p += 2) {
+        const q = Math.min(p + 1, n - 1), xp = p * inputs, xq = q * inputs;
+        let a = bias ? bias[o] : 0, b = bias ? bias[o1] : 0, c = bias ? bias[o2] : 0, d = bias ? bias[o3] : 0;
+        let e = a, f = b, g = c, h = d;
+        for (let i = 0; i < inputs; i++) {
+          const u = x[xp + i], v = x[xq + i], k = weight[w0 + i], l = weight[w1 + i], m = weight[w2 + i], r = weight[w3 + i];
+          a += k * u; b += l * u; c += m * u; d += r * u;
+          e += k * v; f += l * v; g += m * v; h += r * v;
+        }
+        const yp = p * outputs, yq = q * outputs;
+        y[yp + o] = a; y[yp + o1] = b; y[yp + o2] = c; y[yp + o3] = d;
+        y[yq + o] = e; y[yq + o1] = f; y[yq + o2] = g; y[yq + o3] = h;
       }
-      for (let i = fours; i < inputs; i++) a += weight[o * inputs + i] * x[i];
-      y[o] = a + b + c + d;
     }
   },
   conv3x3(layer, x, y) {
@@ -84,19 +55,19 @@ const operations = {
       }
     }
   },
-  residual({ layers }, x, y) {
-    const f = run(layers, x);
+  residual({ layers }, x, y, n) {
+    const f = run(layers, x, n);
     for (let i = 0; i < x.length; i++) y[i] = x[i] + f[i];
   },
-  shortcut({ layers: [linear, ...f] }, x, y) {
-    const a = run([linear], x), b = run(f, x);
+  shortcut({ layers: [linear, ...f] }, x, y, n) {
+    const a = run([linear], x, n), b = run(f, x, n);
     for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
   },
   silu(_, x, y) {
     for (let i = 0; i < x.length; i++) y[i] = x[i] / (1 + Math.exp(-x[i]));
   },
   bias({ bias }, x, y) {
-    for (let i = 0; i < x.length; i++) y[i] = x[i] + bias[i];
+    for (let i = 0; i < x.length; i++) y[i] = x[i] + bias[i % bias.length];
   },
   pixelShuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[image] = x[channels]; }),
   pixelUnshuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[channels] = x[image]; }),
@@ -112,62 +83,57 @@ function shuffle({ factor, side }, length, move) {
   }
 }
 
-function run(layers, x) {
+// Runs the layers on n images, whose arrays lie one behind the other in the Float64Array x: loops are faster if all arrays
+// are of one type.
+function run(layers, x, n = 1) {
   for (const layer of layers) {
-    layer.y ??= new Float32Array(layer.op.startsWith("conv") ? (x.length / layer.inputs) * layer.outputs : layer.outputs ?? x.length);
-    operations[layer.op](layer, x, layer.y);
+    const isConv = layer.op.startsWith("conv");
+    const length = isConv ? (x.length / layer.inputs) * layer.outputs : n * layer.outputs || x.length;
+    if (layer.y?.length !== length) layer.y = new Float64Array(length);
+    const parts = isConv ? n : 1, from = x.length / parts, to = length / parts; // a convolution takes one image at a time
+    for (let k = 0; k < parts; k++) {
+      operations[layer.op](layer, x.subarray(k * from, (k + 1) * from), layer.y.subarray(k * to, (k + 1) * to), n);
+    }
     x = layer.y;
   }
   return x;
 }
 
-const decoder = unpackLayers(content.decoder), encoder = content.encoder && unpackLayers(content.encoder);
-const L = content.kl.length, N_PIXELS = 784;
+// ---------------------------------------------------------------------------------------------- log-probabilities
+// In nats. The formulas are those of loss.py and prior.py.
 
-const decodeLogits = (z) => run(decoder, z);
-const toPixels = (logits) => logits.map((logit) => 1 / (1 + Math.exp(-logit)));
-const decode = (z) => toPixels(decodeLogits(z)); // the pixels are in [0, 1]
-function encode(pixels) { // the second half of its output is the logit of the variance
-  const head = run(encoder, pixels), logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
-  return { mu: head.slice(0, L), logvar: head.slice(L).map(logSigmoid) };
+const LOG_2_PI = Math.log(2 * Math.PI);
+
+// log p(x|z) is x · logits - logNormaliser(logits). A product of 784 factors of at most 2 does not overflow.
+function logNormaliser(logits) {
+  let sum = 0, product = 1;
+  for (const logit of logits) {
+    sum += Math.max(logit, 0);
+    product *= 1 + Math.exp(-Math.abs(logit));
+  }
+  return sum + Math.log(product);
 }
 
-// With a flow the KL divergence has no closed form. It is then estimated by the mean of log q(z|x) - log p(z) over fixed
-// draws of z, as in prior.py. `eps` holds the draws one behind the other.
-const couplings = content.prior?.couplings.map(unpackLayers), eps = content.prior && array(content.prior.eps);
-function klDivergence(mu, logvar) {
-  let kl = 0;
-  if (!couplings) {
-    for (let d = 0; d < L; d++) kl += 0.5 * (mu[d] ** 2 + Math.expm1(logvar[d]) - logvar[d]);
-    return kl;
-  }
-  for (let k = 0; k < eps.length; k += L) {
-    const u = mu.map((mean, d) => mean + Math.exp(0.5 * logvar[d]) * eps[k + d]); // it begins as z
-    for (const layers of couplings) {
-      const a = layers[0].inputs, b = L - a, st = run(layers, u.reverse().subarray(0, a)); // if L is odd, a varies
-      for (let i = 0; i < b; i++) {
-        const s = Math.tanh(st[i]);
-        u[a + i] = u[a + i] * Math.exp(s) + st[b + i];
-        kl -= s;
-      }
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// log p(z) under N(0, I), or under a flow by the change of variables to u ~ N(0, I).
+function logPrior(couplings, z) {
+  const u = new Float64Array(z), L = u.length;
+  let logDet = 0;
+  for (const layers of couplings ?? []) {
+    const a = layers[0].inputs, b = L - a, st = run(layers, u.reverse().subarray(0, a)); // if L is odd, a varies
+    for (let i = 0; i < b; i++) {
+      const s = Math.tanh(st[i]);
+      u[a + i] = u[a + i] * Math.exp(s) + st[b + i];
+      logDet += s;
     }
-    for (let d = 0; d < L; d++) kl += 0.5 * (u[d] ** 2 - eps[k + d] ** 2 - logvar[d]);
   }
-  return (kl * L) / eps.length;
+  return logDet - 0.5 * (dot(u, u) + L * LOG_2_PI);
 }
 
-// ------------------------------------------------------------------------------------------- the test images
-
-const images = array(content.images), labels = array(content.labels), N = labels.length;
-const mus = array(content.mu), logvars = array(content.logvar);
-
-// The card shows an image with its posterior and the ELBO's two terms, in nats. The formulas are those of loss.py.
-function subject(title, pixels, mu, logvar) {
-  const logits = decodeLogits(mu);
-  let recon = 0;
-  for (let i = 0; i < N_PIXELS; i++) recon += Math.max(logits[i], 0) - logits[i] * pixels[i] + Math.log1p(Math.exp(-Math.abs(logits[i])));
-  return { title, pixels, mu, logvar, recon, kl: klDivergence(mu, logvar), reconstruction: toPixels(logits) };
-}
-const testImage = (i) => subject(`Test image ${i.toLocaleString("en")}, a ${labels[i]}`,
-  new Float32Array(images.subarray(i * N_PIXELS, (i + 1) * N_PIXELS)).map((grey) => grey / 255),
-  mus.slice(i * L, (i + 1) * L), logvars.slice(i * L, (i + 1) * L));
+// The mean of -log q(z|x) over q(z|x), a Gaussian.
+const entropy = (logvar) => logvar.reduce((sum, value) => sum + 0.5 * (value + 1 + LOG_2_PI), 0);
