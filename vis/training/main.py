@@ -113,7 +113,7 @@ def draw(frame: Frame, labels: Tensor, clock: str) -> Image.Image:
         figure.add_axes((x / WIDTH, 30 / HEIGHT, SIDE / WIDTH, SIDE / HEIGHT)) for x in EDGES
     )
     scatter_digits(left, frame.u, labels, size=6, alpha=1)
-    plane = tile(frame.plane, N_CELLS)
+    plane = tile(frame.plane, N_CELLS).numpy()
     right.imshow(plane, "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
     span = {"xlim": (-LIMIT, LIMIT), "ylim": (-LIMIT, LIMIT)}
     for axes in (left, right):
