@@ -154,6 +154,7 @@ def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
     return x @ logits.T + (standard_normal_log_prob(u) - F.softplus(logits).sum(dim=1))
 
 
+@torch.inference_mode()
 def grid_log_sum(model: VAE, x: Tensor, n: int, shift: tuple[float, float]) -> Tensor:
     """log of the sum of p(x|u) p(u) over a grid of n * n points u: x (N, 784) -> (N,).
 
@@ -223,9 +224,9 @@ def refined_posterior(log_joint_at: Callable[[Tensor], Tensor], coarse: Tensor) 
     log_evidence = log_sum(values, n)
     change = abs(log_evidence - log_sum(coarse[::2, ::2], n // 2))
     inside = values > values.max() - POSTERIOR_DEPTH
-    while (
+    while n < FINEST_POSTERIOR and (
         change >= POSTERIOR_TOLERANCE or inside.sum() < POSTERIOR_CELLS
-    ) and n < FINEST_POSTERIOR:
+    ):
         depth = (math.sqrt(POSTERIOR_DEPTH) + GRID_LIMIT / n / NARROWEST) ** 2
         kept = cells[(values > values.max() - depth).cpu()]
         cells, n = (2 * kept[:, None] + quarters).flatten(0, 1), 2 * n
@@ -239,7 +240,7 @@ def refined_posterior(log_joint_at: Callable[[Tensor], Tensor], coarse: Tensor) 
 
 @torch.inference_mode()
 def true_posteriors(
-    model: VAE, images: Tensor, n_grid: int = COARSEST_GRID, batch_size: int = 1000
+    model: VAE, images: Tensor, n_grid: int = COARSEST_GRID, batch_size: int = 500
 ) -> Iterator[Posterior]:
     """The true posterior of each image, for a model of two latent dimensions. No encoder is used.
 

@@ -101,9 +101,7 @@ def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
         f"KL(q || p(z|x)) = {gap.kl:.1f} nats, {effective_modes(gap.mass):.2f} modes",
         fontsize=10.5,
     )
-    decoded = subject.decode(
-        torch.stack((subject.mu[index], subject.model.prior.from_normal(mode)))
-    )
+    decoded = subject.decode_normal(torch.stack((mean, mode)))
     pictures = torch.cat((to_float(subject.images[index][None]), decoded))
     labels = ((f"image {index}", "black"), ("q's mean", RED), ("p's mode", OCHRE))
     for axes, picture, (label, colour) in zip(strip, pictures, labels, strict=True):
