@@ -121,13 +121,13 @@ def draw(frame: Frame, labels: Tensor, clock: str) -> Image.Image:
         axes.tick_params(labelsize=9)
 
     def write(x: float, text: str, **look) -> None:
-        figure.text(x / WIDTH, 1 - 30 / HEIGHT, text, fontsize=14, **look)
+        figure.text(x / WIDTH, 1 - 30 / HEIGHT, text, fontsize=13, **look)
 
     write(EDGES[0], f"step {frame.step:,}")
     for digit, colour in enumerate(DIGIT_COLOURS):
         write(EDGES[0] + SIDE - 18 * (10 - digit), str(digit), color=colour, weight="bold")
     write(EDGES[1], clock)
-    write(EDGES[1] + 110, f"validation -ELBO {frame.neg_elbo:.1f} nats")
+    write(EDGES[1] + 105, f"validation -ELBO {frame.neg_elbo:.1f} nats")
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
     plt.close(figure)
