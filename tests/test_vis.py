@@ -190,7 +190,7 @@ def test_reconstructions_stand_below_their_images(draw, tmp_path):
     torch.testing.assert_close(drawn.images[:, :, 28:], decoded(model, mu))
 
     drawn = draw("reconstruct", path, "--n_images 12")
-    assert drawn.n_columns == 11
+    assert drawn.n_columns == 10
     assert len(drawn.images) == 20
     assert drawn.images[12:].max() == 0
     with torch.no_grad():
