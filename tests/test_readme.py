@@ -31,7 +31,8 @@ def commands(text: str) -> set[str]:
 
 ALL = sorted(set().union(*map(commands, PAGES.values())))
 SCRIPTS = [command for command in ALL if re.search(r"(python3|torchrun \S+) [\w/]+\.py", command)]
-QUICK = [c for c in sorted(commands(README)) if re.match(r"python3 vis/\w+/", c)]
+DRAWS = re.compile(r"python3 vis/(?!training)\w+/")  # training takes half a minute
+QUICK = [command for command in sorted(commands(README)) if DRAWS.match(command)]
 
 
 def run_python(code: str, folder: Path) -> str:

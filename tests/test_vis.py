@@ -1,5 +1,6 @@
 """The figures: what they draw where, the same bytes at every run, and pictures of one's own."""
 
+import copy
 import importlib
 import re
 from collections.abc import Callable
@@ -8,22 +9,29 @@ from types import SimpleNamespace
 
 from utils.checkpoint import load_checkpoint
 from utils.cli import DATA_DIR, ROOT, UserError
+from utils.flags import Settings
 from utils.images import read_image, save_grid, tile
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import one_sentence, random_model, refusal, run_script, save_model
+from conftest import TINY, one_sentence, random_model, refusal, run_script, save_model
 from PIL import Image
 from torch import Tensor
 
 from data import SPLITS, load_mnist, to_float
-from model import VAE
+from estimators import exact_nll
+from model import VAE, VAEConfig
+from optimizer import AdamW
+from train import build, train_one_epoch, validate
 from vis import common
 from vis.curves.main import read_metrics
 from vis.encoder_output.main import principal_components
 from vis.interpolation.main import linear, spherical
+from vis.posterior import main as posterior
+from vis.posterior.main import choose, rings
+from vis.training import main as training
 
 N_TEST = 1000  # test images that a figure in this process sees
 
@@ -225,6 +233,102 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
     np.testing.assert_allclose(shares.numpy(), s[:2] ** 2 / (s**2).sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_the_rings_are_the_encoders_deviations(prior):
+    model = random_model(prior=prior)
+    mu, logvar = torch.tensor([[0.5, -1.0]]), torch.tensor([[-2.0, -4.0]])
+    subject = SimpleNamespace(model=model, mu=mu, logvar=logvar)
+    for deviations, ring in enumerate(rings(subject, 0), start=1):
+        with torch.no_grad():
+            eps = (model.prior.from_normal(ring) - mu) * torch.exp(-0.5 * logvar)
+        torch.testing.assert_close(eps.norm(dim=1), torch.full((200,), float(deviations)))
+
+
+def test_the_images_of_a_posterior_figure_are_the_extreme_ones():
+    n_modes = [1.0, 3.0, 1.5, 1.0, 2.0, 1.2, 2.5, 1.0]
+    kl = [0.1, 9.0, 5.0, 0.2, 1.0, 6.0, 0.3, 0.4]
+    most, furthest, fewest = (1, 6), (5, 2), (0, 3)
+    assert choose(n_modes, kl) == [1, 5, 0, 6, 2, 3]
+    assert {*most, *furthest, *fewest} == set(choose(n_modes, kl))
+
+
+def test_what_a_posterior_figure_says_of_an_image(monkeypatch, tmp_path):
+    """Its evidence is that of exact_nll; a model of more dimensions is refused."""
+    drawn = {}
+    monkeypatch.setattr(posterior, "draw_gaps", lambda *args: drawn.update(gaps=args[1:3]))
+    flags = ["--save_dir", str(tmp_path), "--image_index", "5", "2", "--device=cpu"]
+    model = random_model()
+    path = save_model(tmp_path / "model.pth", model)
+    monkeypatch.setattr("sys.argv", ["main.py", "--model_params", str(path), *flags])
+    posterior.main()
+    indices, gaps = drawn["gaps"]
+    assert indices == [5, 2]
+    images = load_mnist(DATA_DIR, "test")[0][indices]
+    exact, _, _ = exact_nll(model, images, 64)
+    found = torch.tensor([gap.posterior.log_evidence for gap in gaps])
+    torch.testing.assert_close(found.double(), -exact, atol=2e-3, rtol=0)
+    assert min(gap.kl for gap in gaps) > 0
+
+    path = save_model(tmp_path / "model.pth", random_model(latent_dim=3))
+    with pytest.raises(common.NotApplicable, match="2 latent dimensions"):
+        posterior.main()
+
+
+def test_a_film_shows_the_training_of_train_py():
+    """The filmed model ends bit for bit where the loop without a camera does."""
+    images = load_mnist(DATA_DIR, "train")[0][:192]
+    val, test = images[:64], images[64:128]
+    settings = Settings(n_epochs=3, batch_size=64)
+    models = [build(VAEConfig(width=16, n_blocks=1), settings, images, None)[0] for _ in "ab"]
+    start = copy.deepcopy(models[0])
+    frames = training.film(models[0], settings, images, val, test)
+    optimizer = AdamW(models[1].parameters())
+    for epoch in (1, 2, 3):
+        train_one_epoch(models[1], optimizer, images, settings, epoch)
+    torch.testing.assert_close(*(model.state_dict() for model in models), rtol=0, atol=0)
+
+    assert [frame.step for frame in frames] == list(range(10))
+    assert sorted(frames, key=lambda frame: frame.seconds) == frames
+    for frame, model in ((frames[0], start), (frames[-1], models[1])):
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(frame.u, model.encode(to_float(test))[0])
+        assert frame.neg_elbo == validate(model, val, settings)["val_neg_elbo"]
+        inside = 3.5 - 3.5 / 13  # by half a cell
+        corner = decoded(model, torch.tensor([[-inside, inside]]))
+        torch.testing.assert_close(frame.plane[:1], corner)
+
+
+def test_the_moments_of_a_film_double():
+    steps = sorted(training.moments(882))
+    assert {0, 1, 2, 3, 4, 882} <= set(steps)
+    assert 55 <= len(steps) <= 65
+    late = np.log(steps[-30:])
+    np.testing.assert_allclose(np.diff(late), np.diff(late).mean(), rtol=0.15)
+    assert sorted(training.moments(3)) == [0, 1, 2, 3]
+
+
+def test_a_film_is_the_same_bytes_twice_and_holds_its_last_frame(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        flags = f"--n_epochs 2 --save_dir {folder} --frames {folder}/frames"
+        monkeypatch.setattr("sys.argv", ["main.py", *TINY, *flags.split()])
+        training.main()
+    one, two = (tmp_path / folder / "training.gif" for folder in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    with Image.open(one) as film:
+        durations = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            durations.append(film.info["duration"])
+        assert durations == [100, 100, 100, 100, 2000]
+        last = np.asarray(film.convert("RGB"), dtype=float)
+    names = [f"step_{step:06d}.png" for step in range(5)]
+    assert [path.name for path in sorted((tmp_path / "one" / "frames").iterdir())] == names
+    frame = np.asarray(Image.open(tmp_path / "one" / "frames" / names[-1]), dtype=float)
+    assert np.abs(last - frame).mean() < 3
+
+
 @pytest.mark.parametrize("dark_on_light", [False, True])
 @pytest.mark.parametrize("size", [28, 280])
 def test_a_picture_of_ones_own_becomes_the_mnist_digit_that_it_shows(tmp_path, dark_on_light, size):
@@ -274,7 +378,7 @@ def test_every_figure_of_a_model_twice_with_the_same_bytes(tiny_run, tmp_path):
         done = run_script("vis/all.py", *flags, cwd=where)
         assert done.returncode == 0, done.stderr
     files = sorted(path.name for path in (where / "figures").iterdir())
-    assert len(files) == len(done.stdout.split()) == 10
+    assert len(files) == len(done.stdout.split()) == 11
     for name in files:
         one, two = (tmp_path / folder / "figures" / name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name
@@ -286,8 +390,8 @@ def test_of_one_dimension_all_figures_but_those_of_a_plane_are_drawn(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     left_out = [line.split()[0] for line in done.stdout.splitlines() if " left out: " in line]
-    assert left_out == ["decoder_output", "decoder_output", "explorer"]
-    assert len(list((tmp_path / "figures").iterdir())) == len(done.stdout.splitlines()) - 3 == 6
+    assert left_out == ["decoder_output", "decoder_output", "posterior", "explorer"]
+    assert len(list((tmp_path / "figures").iterdir())) == len(done.stdout.splitlines()) - 4 == 6
     alone = run_script("vis/decoder_output/main.py", "--model_params", path, cwd=tmp_path)
     assert "at least 2 latent dimensions" in refusal(alone)
 

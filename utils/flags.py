@@ -49,8 +49,8 @@ class Settings:
         return metrics[-1] if self.n_importance_samples > 1 else min(metrics, key=self.objective)
 
 
-def make_parser() -> ArgumentParser:
-    parser = cli.parser("Trains a VAE: loss = recon_weight * recon_loss + kld_loss.")
+def add_run_flags(parser: ArgumentParser) -> None:
+    """The fields of Settings and those of VAEConfig, but for latent_dim."""
     cli.add_common_flags(parser, Settings.batch_size)
     epochs, draws = integer(1, 1_000_000), integer(1, 10_000)
 
@@ -65,18 +65,43 @@ def make_parser() -> ArgumentParser:
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")
     add("arch", ARCHS, "residual layers or residual convolutions")
-    add("latent_dim", integer(1, MAX_LATENT_DIM), "size of z")
     add("width", integer(1, MAX_WIDTH), f"hidden units or channels; by --arch: {WIDTHS}")
     add("n_blocks", integer(1, MAX_BLOCKS), "residual blocks; conv needs 3")
     add("prior", PRIORS, "standard normal, or a RealNVP flow")
     add("dataset", DATASETS, "torchvision's name")
     add("binarize", BINARIZE, "grey pixels, x' ~ Bernoulli(x), or x > 0.5")
     add("n_train", integer(1, Settings.n_train), "train on the first so many images")
-    add("save_dir", Path, "folder of the run; default: a new one in ./runs")
+
+
+def make_parser() -> ArgumentParser:
+    parser = cli.parser("Trains a VAE: loss = recon_weight * recon_loss + kld_loss.")
+    add_run_flags(parser)
+    add, sizes = parser.add_argument, integer(1, MAX_LATENT_DIM)
+    add("--latent_dim", type=sizes, default=VAEConfig.latent_dim, help="size of z")
+    add("--save_dir", type=Path, help="folder of the run; default: a new one in ./runs")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init_from", type=Path, metavar="PTH", help="start from this model")
     start.add_argument("--resume", type=Path, metavar="LAST_PTH", help="go on with a stopped run")
     return parser
+
+
+def chosen_settings(args: Namespace) -> Settings:
+    """The settings that the flags name; puts a device and a precision for "auto" in `args`.
+
+    Raises UserError.
+    """
+    args.device = device.pick_device(args.device)
+    args.precision = device.pick_precision(args.precision, args.device)
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+
+
+def chosen_config(args: Namespace) -> VAEConfig:
+    """The model that the flags name. Raises UserError."""
+    given = {f.name: getattr(args, f.name) for f in fields(VAEConfig) if f.name in args}
+    try:
+        return VAEConfig(**given)
+    except ValueError as error:
+        raise UserError(f"{error}; change the flags.") from error
 
 
 def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
@@ -87,9 +112,7 @@ def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
     args, checkpoint = make_parser().parse_args(), None
     given = {word[2:].split("=")[0] for word in sys.argv[1:] if word.startswith("--")}
     settled = {field.name for field in fields(VAEConfig)}  # by the checkpoint
-    args.device = device.pick_device(args.device)
-    args.precision = device.pick_precision(args.precision, args.device)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    settings = chosen_settings(args)
     if args.resume:
         model, checkpoint = load_checkpoint(args.resume)
         settled |= {"save_dir", *asdict(settings)} - {"n_epochs"}
@@ -100,11 +123,7 @@ def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
         model, checkpoint = load_checkpoint(args.init_from)
         config, checkpoint = model.config, {"weights": checkpoint["weights"], "metrics": []}
     else:
-        settled = set()
-        try:
-            config = VAEConfig(**{f.name: getattr(args, f.name) for f in fields(VAEConfig)})
-        except ValueError as error:
-            raise UserError(f"{error}; change the flags.") from error
+        settled, config = set(), chosen_config(args)
     for name in sorted(settled & given):
         raise UserError(f"--{name} is settled by {args.resume or args.init_from}; leave it out.")
     args.save_dir = args.save_dir or new_folder(settings, config)

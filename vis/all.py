@@ -21,6 +21,7 @@ FIGURES = (
     "samples",
     "interpolation",
     "traversal",
+    "posterior",
 )
 
 

@@ -87,6 +87,18 @@ class Subject:
         return [0, 1] if len(self.kl) == 2 else self.by_kl[:2]
 
 
+def plane_grid(coordinates: Tensor) -> Tensor:
+    """Points of a plane, row by row from the top left as one looks at a plot: (n,) -> (n, n, 2)."""
+    return torch.stack(torch.meshgrid(coordinates, coordinates.flip(0), indexing="xy"), dim=-1)
+
+
+def scatter_digits(axes: Axes, points: Tensor, labels: Tensor, size: float, alpha: float) -> None:
+    """Dots at `points` (N, 2) in the colours of their digits, `labels` (N,)."""
+    for digit, colour in enumerate(DIGIT_COLOURS):
+        x, y = points[labels == digit].T
+        axes.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, label=str(digit))
+
+
 def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> Axes:
     """A figure of images (N, 1, H, W) in [0, 1], row by row from the top left, white on black.
 

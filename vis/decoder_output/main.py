@@ -15,7 +15,7 @@ from utils.cli import UserError
 
 import torch
 
-from vis.common import Subject, draw_grid, make_parser, save_figure
+from vis.common import Subject, draw_grid, make_parser, plane_grid, save_figure
 
 
 def main() -> None:
@@ -41,8 +41,7 @@ def main() -> None:
         coordinates, half_cell = torch.linspace(low, high, n), (high - low) / (n - 1) / 2
         extent, title = (low - half_cell, high + half_cell) * 2, "Decoded latent plane"
     u = subject.u[args.image_index].repeat(n, n, 1)  # (n, n, L)
-    u[:, :, first] = coordinates  # grows to the right
-    u[:, :, second] = coordinates.flip(0)[:, None]  # grows upwards
+    u[:, :, [first, second]] = plane_grid(coordinates)
     title += f"\n{subject.name}"
     if u.shape[-1] > 2:
         title += f"; the other dimensions as in test image {args.image_index}"

@@ -11,7 +11,7 @@ from utils import cli
 
 import torch
 
-from vis.common import DIGIT_COLOURS, Subject, make_parser, plt, save_figure
+from vis.common import Subject, make_parser, plt, save_figure, scatter_digits
 
 
 def principal_components(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,9 +40,7 @@ def main() -> None:
         values, labels[1] = torch.stack((values[:, 0], subject.labels), dim=1), "digit"
 
     figure, axes = plt.subplots(figsize=(7.5, 6.5))
-    for digit, colour in enumerate(DIGIT_COLOURS):
-        x, y = values[subject.labels == digit].T
-        axes.scatter(x, y, s=4, color=colour, alpha=0.6, linewidths=0, label=str(digit))
+    scatter_digits(axes, values, subject.labels, size=4, alpha=0.6)
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
     if args.target == "mean":
         axes.set_aspect("equal", adjustable="datalim")
