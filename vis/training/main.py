@@ -57,18 +57,18 @@ class Frame(NamedTuple):
 class Camera(AdamW):
     """AdamW that calls `look` with the number of steps so far, before those that are `moments`.
 
-    So train.py's loop is filmed as it is.
+    So train.py's loop is filmed as it is, and seen with the averaged weights that it validates.
     """
 
     def __init__(self, parameters: Iterable[Tensor], moments: set[int], look: Callable):
         super().__init__(parameters)
-        self.n_steps, self.moments, self.look = 0, moments, look
+        self.moments, self.look = moments, look
 
     def step(self, lr: float) -> None:
         if self.n_steps in self.moments:
-            self.look(self.n_steps)
+            with self.averaged():
+                self.look(self.n_steps)
         super().step(lr)
-        self.n_steps += 1
 
 
 def moments(n_steps: int) -> set[int]:
@@ -102,7 +102,8 @@ def film(model: VAE, settings: Settings, train: Tensor, val: Tensor, test: Tenso
     camera = Camera(model.parameters(), moments(n_steps), look)
     for epoch in tqdm(range(1, settings.n_epochs + 1), "training", leave=False, disable=None):
         train_one_epoch(model, camera, train, settings, epoch)
-    look(n_steps)
+    with camera.averaged():
+        look(n_steps)
     return frames
 
 
