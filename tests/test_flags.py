@@ -63,6 +63,7 @@ def test_what_a_parser_does_not_document_it_refuses(parser, capsys):
             for text in NUMBERS:
                 try:
                     value = getattr(parser.parse_args([f"{flag}={text}"]), action.dest)
+                    value = value[0] if action.nargs == "+" else value
                     assert type(value) in (int, float)
                     assert math.isfinite(value)
                     assert low <= value <= high, (flag, text)
