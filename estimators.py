@@ -134,12 +134,20 @@ def importance_weighted_nll(
     return nll
 
 
+def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x|z) in nats of every image x (N, 784) with every z (n, L): (N, n).
+
+    One matrix product for all pairs: x . logits - sum of softplus(logits).
+    """
+    logits = model.decode(z).flatten(1)  # (n, 784)
+    return x @ logits.T - F.softplus(logits).sum(dim=1)
+
+
 @torch.inference_mode()
 def grid_log_sum(model: VAE, x: Tensor, n: int, shift: tuple[float, float]) -> Tensor:
     """log of the sum of p(x|u) p(u) over a grid of n * n points u: x (N, 784) -> (N,).
 
-    `shift` moves the grid by so many of its steps. For all images and a row of the grid log p(x|u)
-    is one matrix product: x . logits - sum of softplus(logits).
+    `shift` moves the grid by so many of its steps.
     """
     step = 2 * GRID_LIMIT / n
     rows, columns = (
@@ -148,9 +156,8 @@ def grid_log_sum(model: VAE, x: Tensor, n: int, shift: tuple[float, float]) -> T
     total = torch.full((len(x),), -math.inf, dtype=torch.float64)
     for row in tqdm(rows, desc=f"quadrature, {n} x {n}", leave=False, disable=None):
         u = torch.stack((row.expand(n), columns), dim=1)  # (n, 2)
-        logits = model.decode(model.prior.from_normal(u)).flatten(1)  # (n, 784)
-        log_p_u = standard_normal_log_prob(u) - F.softplus(logits).sum(dim=1)  # (n,)
-        log_joint = x @ logits.T + log_p_u  # (N, n)
+        table = log_likelihood_table(model, x, model.prior.from_normal(u))  # (N, n)
+        log_joint = table + standard_normal_log_prob(u)
         total = torch.logaddexp(total, log_joint.logsumexp(dim=1).cpu().double())
     return total
 
