@@ -274,8 +274,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(network, tmp_path):
     experiment.train_chunk(straight, splits.images, wanted)
     experiment.train_chunk(straight, splits.images, wanted)
     experiment.train_chunk(stopped, splits.images, wanted)
-    runner.save(tmp_path / "run.pth", stopped, wanted)
-    resumed = runner.resume(tmp_path / "run.pth", network, splits, wanted)
+    wanted.checkpoint(network).parent.mkdir()
+    runner.save(stopped, wanted)
+    resumed = runner.resume(network, splits, wanted)
     experiment.train_chunk(resumed, splits.images, wanted)
     assert resumed.n_samples == straight.n_samples == 20_000
     for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):

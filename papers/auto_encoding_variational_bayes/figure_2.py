@@ -3,8 +3,9 @@
 python3 papers/auto_encoding_variational_bayes/figure_2.py --n_samples 1000000
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours --n_samples 1000000
 
-AEVB and wake-sleep with the paper's recipe, or AEVB with ours: AdamW with warm-up and cosine decay,
-PyTorch's initial weights, the mean image as output bias and a variance of at most 1.
+AEVB and wake-sleep with the paper's recipe; AEVB with 0.01 read as the variance of the initial
+weights; or AEVB with our recipe: AdamW with warm-up and cosine decay, PyTorch's initial weights,
+the mean image as output bias and a posterior variance of at most 1.
 """
 
 import sys
@@ -23,6 +24,7 @@ from papers.auto_encoding_variational_bayes.runner import (
     draw_curves,
     experiment_of,
     make_parser,
+    print_comparison,
     run_networks,
 )
 from vis.common import save_figure
@@ -45,6 +47,7 @@ def main() -> None:
     ]
     rows = run_networks(networks, experiment_of(2, bound, args), args.n_processes)
     draw(rows, args.binarize, args.save_dir)
+    print_comparison(rows)
 
 
 def draw(rows: list[dict[str, str]], binarize: str, save_dir: Path) -> None:

@@ -24,6 +24,7 @@ from papers.auto_encoding_variational_bayes.runner import (
     draw_curves,
     experiment_of,
     make_parser,
+    print_comparison,
     run_networks,
 )
 from vis.common import save_figure
@@ -53,6 +54,7 @@ def main() -> None:
     ]
     rows = run_networks(networks, experiment_of(3, measure, args), args.n_processes)
     draw(rows, args.save_dir)
+    print_comparison(rows)
 
 
 def draw(rows: list[dict[str, str]], save_dir: Path) -> None:

@@ -21,6 +21,7 @@ from utils.checkpoint import locked_folder, write_atomically, write_csv
 from utils.cli import UserError
 from utils.device import pick_device, pick_precision
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from data import fixed_binarization, load_mnist, to_float
 from estimators import elbo_terms, posterior_noise
-from model import IMAGE_SHAPE, VAE
+from model import VAE
 from papers.auto_encoding_variational_bayes.experiment import (
     N_TRIAL_CHUNKS,
     STEP_SIZES,
@@ -44,6 +45,7 @@ COLUMNS = ("figure", "latent_dim", "n_train", "algorithm", "split", "n_samples",
 COLUMNS += ("recipe", "binarize", "estimator")
 N_MEASURED = 10_000  # training images whose bound is taken; of the test images it is all
 PAPER_CURVES = Path(__file__).with_name("paper_curves.csv")
+SAVE_SECONDS = 5  # a stopped run loses no more
 SHARED: dict = {}  # in a worker: the lock of the CSV, and the count of samples so far
 COLOURS = dict(zip(("AEVB", "wake-sleep", "MCEM"), BRIGHT[1::-1] + BRIGHT[2:], strict=False))
 OUR_COLOUR = "black"
@@ -93,20 +95,20 @@ def choose_step_size(network: Network, splits: Splits, experiment: Experiment) -
 
     Monte Carlo EM has no bound; there it is log p(x, z) at the chains.
     """
-    scores = {}
-    n_chunks = min(N_TRIAL_CHUNKS, -(-experiment.n_samples // network.chunk))
-    for lr in STEP_SIZES:
+
+    def score(lr: float) -> float:
         run = Run(network, splits.images, experiment.seed, lr)
-        for _ in range(n_chunks):
+        for _ in range(min(N_TRIAL_CHUNKS, math.ceil(experiment.n_samples / network.chunk))):
             train_chunk(run, splits.images, experiment)
         if network.algorithm == "MCEM":
             n = min(len(run.z), N_MEASURED)
             with torch.inference_mode():
-                score = -joint_nll(run.model, to_float(splits.train[:n]), run.z[:n]).item()
+                nats = -joint_nll(run.model, to_float(splits.train[:n]), run.z[:n]).item()
         else:
-            score = bound(run.model, splits.train)["bound"]
-        scores[score] = lr  # nan is never the largest
-    return scores[max(score for score in scores if score == score)]
+            nats = bound(run.model, splits.train)["bound"]
+        return nats if math.isfinite(nats) else -math.inf
+
+    return max(STEP_SIZES, key=score)
 
 
 def measured(n_samples: int, chunk: int) -> set[int]:
@@ -118,19 +120,24 @@ def measured(n_samples: int, chunk: int) -> set[int]:
     return {chunk * round(n / chunk) for n in points} | {chunk * math.ceil(n_samples / chunk)}
 
 
-def resume(path: Path, network: Network, splits: Splits, experiment: Experiment) -> Run:
-    """The run of the checkpoint at `path`, or a new one with a step chosen. Raises UserError."""
+def resume(network: Network, splits: Splits, experiment: Experiment) -> Run:
+    """The run of the checkpoint, or a new one with a step chosen. Raises UserError."""
+    path = experiment.checkpoint(network)
     if not path.is_file():
-        lr = choose_step_size(network, splits, experiment) if network.recipe == "paper" else 0.0
+        is_ours = network.recipe == "ours"
+        lr = 0.0 if is_ours else choose_step_size(network, splits, experiment)
         return Run(network, splits.images, experiment.seed, lr)
     run = Run(network, splits.images, experiment.seed, 0.0)
-    state = torch.load(path, weights_only=True)
-    if state.pop("settings") != settings(network, experiment):
+    try:
+        state = torch.load(path, weights_only=True)
+        run.load_state_dict(state)
+    except Exception as error:  # whatever a foreign file provokes
+        raise UserError(f"{path} is not a network of this script; delete it.") from error
+    if state["settings"] != settings(network, experiment):
         raise UserError(
             f"{path} was trained with another --seed, --precision or --n_samples; "
             f"choose another --save_dir."
         )
-    run.load_state_dict(state)
     return run
 
 
@@ -139,9 +146,8 @@ def trained_model(network: Network, experiment: Experiment) -> VAE:
     path = experiment.checkpoint(network)
     if not path.is_file():
         raise UserError(f"{path} is not there; choose another --save_dir to train it again.")
-    run = Run(network, torch.zeros(1, *IMAGE_SHAPE), experiment.seed, 0.0)
-    run.load_state_dict(torch.load(path, weights_only=True))
-    return run.model.eval()
+    splits = Splits(network, experiment.data_dir)
+    return resume(network, splits, experiment).model.eval()
 
 
 def settings(network: Network, experiment: Experiment) -> list:
@@ -150,10 +156,11 @@ def settings(network: Network, experiment: Experiment) -> list:
     return [experiment.seed, experiment.precision, end]
 
 
-def save(path: Path, run: Run, experiment: Experiment) -> None:
+def save(run: Run, experiment: Experiment) -> None:
+    """Writes the checkpoint. Raises UserError."""
     buffer = io.BytesIO()
     torch.save(run.state_dict() | {"settings": settings(run.network, experiment)}, buffer)
-    write_atomically(path, buffer.getbuffer())
+    write_atomically(experiment.checkpoint(run.network), buffer.getbuffer())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -168,14 +175,17 @@ def rows_of(network: Network, rows: list[dict[str, str]]) -> list[dict[str, str]
     return [row for row in rows if network.columns.items() <= row.items()]
 
 
-def record(path: Path, run: Run) -> None:
+def record(run: Run, experiment: Experiment) -> None:
     """Puts all rows of the run into the CSV, in the place of those that it had there."""
-    rows = read_rows(path)
+    if not run.rows:
+        return
+    rows = read_rows(experiment.csv)
     old = rows_of(run.network, rows)
-    rows = [row for row in rows if row not in old] + run.rows
+    rows = [row for row in rows if row not in old]
+    rows += [row | {"figure": str(experiment.figure)} for row in run.rows]
     keys = ("n_train", "latent_dim", "recipe", "binarize", "algorithm", "estimator", "split")
     rows.sort(key=lambda row: [int(row[k]) if row[k].isdigit() else row[k] for k in keys])
-    write_csv(path, rows)
+    write_csv(experiment.csv, rows)
 
 
 def measure(run: Run, splits: Splits, experiment: Experiment, is_last: bool) -> list[dict]:
@@ -203,21 +213,28 @@ def report(n_samples: int) -> None:
         SHARED["done"].value += n_samples
 
 
+def keep(run: Run, experiment: Experiment) -> None:
+    """Writes the checkpoint, and what it has measured into the CSV."""
+    save(run, experiment)
+    with SHARED["lock"]:
+        record(run, experiment)
+
+
 def train_network(network: Network, experiment: Experiment) -> str:
     """Trains to `n_samples`, from the checkpoint if there is one. Returns a line about its end."""
-    path = experiment.checkpoint(network)
     splits = Splits(network, experiment.data_dir)
-    run = resume(path, network, splits, experiment)
-    points = measured(experiment.n_samples, network.chunk)
+    run = resume(network, splits, experiment)
+    points, kept = measured(experiment.n_samples, network.chunk), -math.inf
     report(run.n_samples)
     while run.n_samples < max(points):
         train_chunk(run, splits.images, experiment)
         report(run.network.chunk)
         if run.n_samples in points:
             run.rows += measure(run, splits, experiment, run.n_samples == max(points))
-            save(path, run, experiment)
-            with SHARED["lock"]:
-                record(experiment.csv, run)
+        if run.n_samples in points or time.monotonic() - kept > SAVE_SECONDS:
+            keep(run, experiment)
+            kept = time.monotonic()
+    keep(run, experiment)
     ends = [f"{row['estimator']} {row['split']} {row['nats']}" for row in run.rows[-4:]]
     speed = f"{1e6 * run.seconds / run.n_samples:.1f} s a million"
     return f"{network}: {', '.join(ends)} nats; {run.n_samples:,} samples, {speed}"
@@ -255,6 +272,24 @@ def run_networks(
 def holds(rows: list[dict[str, str]], network: Network, n_samples: int) -> bool:
     """Whether the curve of the network is there up to `n_samples`."""
     return max((int(row["n_samples"]) for row in rows_of(network, rows)), default=0) >= n_samples
+
+
+def print_comparison(rows: list[dict[str, str]]) -> None:
+    """A line for each curve at every power of ten of samples, beside the paper's curve there."""
+    paper = read_rows(PAPER_CURVES)
+    same = ("figure", "latent_dim", "n_train", "algorithm", "split")
+    for row in rows:
+        curve = sorted(
+            (math.log10(float(other["n_samples"])), float(other["nats"]))
+            for other in paper
+            if all(other[column] == row[column] for column in same)
+        )
+        n_samples = int(row["n_samples"])
+        if curve and math.log10(n_samples).is_integer():
+            x, y = zip(*curve, strict=True)
+            theirs = np.interp(math.log10(n_samples), x, y, left=math.nan, right=math.nan)
+            name = ", ".join(row[column] for column in COLUMNS if column not in ("figure", "nats"))
+            print(f"{name}: {float(row['nats']):.1f} nats, the paper {theirs:.1f}")
 
 
 def draw_curves(rows: list[dict[str, str]], panels: dict[str, dict[str, str]]) -> Figure:
