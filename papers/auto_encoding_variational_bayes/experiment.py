@@ -77,6 +77,7 @@ class Experiment:
     n_samples: int
     seed: int
     precision: str
+    step_size: float | None  # of Adagrad; None: that of STEP_SIZES with the best beginning
     data_dir: Path
     save_dir: Path
 
@@ -149,7 +150,7 @@ class Adagrad:
 class Run:
     """A network in training, with all that its checkpoint holds."""
 
-    def __init__(self, network: Network, images: Tensor, seed: int, lr: float):
+    def __init__(self, network: Network, images: Tensor, seed: int, lr: float | None):
         self.network, self.lr = network, lr
         size = (network.latent_dim, network.n_hidden)
         torch.manual_seed(seed)

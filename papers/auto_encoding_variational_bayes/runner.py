@@ -61,6 +61,7 @@ def make_parser(description: str, n_samples: int) -> ArgumentParser:
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     precisions = ("fp32", "bf16")
     add("--precision", choices=precisions, default=pick_precision("auto", cpu), help="in training")
+    add("--step_size", type=float, choices=STEP_SIZES, help="of Adagrad; default: the best start")
     processes = cli.integer(1, 1024)
     add("--n_processes", type=processes, default=os.cpu_count(), help="networks at a time")
     return parser
@@ -68,7 +69,7 @@ def make_parser(description: str, n_samples: int) -> ArgumentParser:
 
 def experiment_of(figure: int, measure: Callable, args: Namespace) -> Experiment:
     """What the flags ask of the networks of a figure."""
-    names = ("n_samples", "seed", "precision", "data_dir", "save_dir")
+    names = ("n_samples", "seed", "precision", "step_size", "data_dir", "save_dir")
     return Experiment(figure, measure, **{name: getattr(args, name) for name in names})
 
 
@@ -124,8 +125,8 @@ def resume(network: Network, splits: Splits, experiment: Experiment) -> Run:
     """The run of the checkpoint, or a new one with a step chosen. Raises UserError."""
     path = experiment.checkpoint(network)
     if not path.is_file():
-        is_ours = network.recipe == "ours"
-        lr = 0.0 if is_ours else choose_step_size(network, splits, experiment)
+        is_given = experiment.step_size or network.recipe == "ours"  # which has no such step
+        lr = experiment.step_size if is_given else choose_step_size(network, splits, experiment)
         return Run(network, splits.images, experiment.seed, lr)
     run = Run(network, splits.images, experiment.seed, 0.0)
     try:
@@ -135,8 +136,8 @@ def resume(network: Network, splits: Splits, experiment: Experiment) -> Run:
         raise UserError(f"{path} is not a network of this script; delete it.") from error
     if state["settings"] != settings(network, experiment):
         raise UserError(
-            f"{path} was trained with another --seed, --precision or --n_samples; "
-            f"choose another --save_dir."
+            f"{path} was trained with another --seed, --precision, --step_size or (by our recipe) "
+            f"--n_samples; choose another --save_dir."
         )
     return run
 
@@ -153,7 +154,7 @@ def trained_model(network: Network, experiment: Experiment) -> VAE:
 def settings(network: Network, experiment: Experiment) -> list:
     """What a checkpoint must agree with: our recipe's learning rate knows the end of the run."""
     end = experiment.n_samples if network.recipe == "ours" else None
-    return [experiment.seed, experiment.precision, end]
+    return [experiment.seed, experiment.precision, experiment.step_size, end]
 
 
 def save(run: Run, experiment: Experiment) -> None:
