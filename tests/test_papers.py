@@ -278,7 +278,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(network, tmp_path):
     runner.save(stopped, wanted)
     resumed = runner.resume(network, splits, wanted)
     experiment.train_chunk(resumed, splits.images, wanted)
-    assert resumed.n_samples == straight.n_samples == 20_000
+    assert resumed.n_samples == straight.n_samples == 2 * network.chunk
     for ours, theirs in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(resumed.z, straight.z)
@@ -296,7 +296,7 @@ def test_every_figure_has_a_quick_form_and_is_drawn_again_from_its_csv(figure, t
     rows = read_rows(tmp_path / f"figure_{figure}.csv")
     paper = read_rows(ROOT / FOLDER / "paper_curves.csv")
     assert set(rows[0]) == set(paper[0]) | {"recipe", "binarize", "estimator"}
-    assert {row["n_samples"] for row in rows} == {"10000"}
+    assert {row["n_samples"] for row in rows} <= {"10000", "15000"}
     assert all(-230 < float(row["nats"]) < -150 for row in rows)
     first = picture.read_bytes()
     if figure == 3:

@@ -23,6 +23,7 @@ from utils.device import pick_device, pick_precision
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -48,7 +49,8 @@ PAPER_CURVES = Path(__file__).with_name("paper_curves.csv")
 SAVE_SECONDS = 5  # a stopped run loses no more
 SHARED: dict = {}  # in a worker: the lock of the CSV, and the count of samples so far
 COLOURS = dict(zip(("AEVB", "wake-sleep", "MCEM"), BRIGHT[1::-1] + BRIGHT[2:], strict=False))
-OUR_COLOUR = "black"
+BROAD, THIN = {"lw": 6, "alpha": 0.3}, {"lw": 1.5}  # the paper's curves and ours
+SPLIT_STYLES = {"train": ":", "test": "-"}
 
 
 def make_parser(description: str, n_samples: int) -> ArgumentParser:
@@ -118,7 +120,8 @@ def measured(n_samples: int, chunk: int) -> set[int]:
     All are whole chunks; the last holds `n_samples`.
     """
     points = [10 ** (i / 10) for i in range(50, 90) if 10 ** (i / 10) < n_samples]
-    return {chunk * round(n / chunk) for n in points} | {chunk * math.ceil(n_samples / chunk)}
+    numbers = {max(1, round(n / chunk)) for n in points} | {math.ceil(n_samples / chunk)}
+    return {chunk * number for number in numbers}
 
 
 def resume(network: Network, splits: Splits, experiment: Experiment) -> Run:
@@ -298,30 +301,35 @@ def draw_curves(rows: list[dict[str, str]], panels: dict[str, dict[str, str]]) -
 
     The paper's curves lie behind, broad and pale. Training is dotted, test solid.
     """
-    figure, all_axes = plt.subplots(1, len(panels), sharey=True, figsize=(2.6 * len(panels) + 1, 4))
+    size = (2.5 * len(panels) + 1.5, 4)
+    figure, all_axes = plt.subplots(1, len(panels), sharex=True, sharey=True, figsize=size)
     rows = rows + [row | {"recipe": "none"} for row in read_rows(PAPER_CURVES)]
-    lines = {(name, "none"): {"color": c, "lw": 5, "alpha": 0.3} for name, c in COLOURS.items()}
-    lines |= {(name, "paper"): {"color": c, "lw": 1.5} for name, c in COLOURS.items()}
-    lines |= {("AEVB", "ours"): {"color": OUR_COLOUR, "lw": 1.5}}
-    labels = {}
+    lines = {(name, "none"): {"color": c, **BROAD} for name, c in COLOURS.items()}
+    lines |= {(name, "paper"): {"color": c, **THIN} for name, c in COLOURS.items()}
+    lines |= {("AEVB", "ours"): {"color": "black", **THIN}}
     for axes, (title, wanted) in zip(all_axes, panels.items(), strict=True):
         for (algorithm, recipe), style in lines.items():
-            for split, dashes in (("train", ":"), ("test", "-")):
+            for split, dashes in SPLIT_STYLES.items():
                 this = wanted | {"algorithm": algorithm, "recipe": recipe, "split": split}
                 curve = [row for row in rows if this.items() <= row.items()]
                 points = sorted((float(row["n_samples"]), float(row["nats"])) for row in curve)
                 if points:
-                    (line,) = axes.plot(*zip(*points, strict=True), dashes, **style)
-                    labels[label(algorithm, recipe, split)] = line
-        axes.set(title=title, xscale="log", xlabel="training samples evaluated")
+                    axes.plot(*zip(*points, strict=True), dashes, **style)
+        axes.set(title=title, xscale="log")
         axes.grid(alpha=0.3)
-    all_axes[-1].legend(
-        labels.values(), labels, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
+    figure.supxlabel("training samples evaluated", fontsize="medium", y=-0.02)
+    add_legend(all_axes[-1], rows)
     return figure
 
 
-def label(algorithm: str, recipe: str, split: str) -> str:
-    """Of a line, in the legend."""
-    source = {"none": "the paper", "paper": "here", "ours": "our recipe"}[recipe]
-    return f"{algorithm}, {source}, {split}"
+def add_legend(axes: Axes, rows: list[dict[str, str]]) -> None:
+    """Beside the last panel: colours, then widths, then dashes."""
+    drawn = {row["algorithm"] for row in rows}
+    entries = {name: {"color": c, "lw": 4} for name, c in COLOURS.items() if name in drawn}
+    entries |= {"the paper's curve": {"color": "gray", **BROAD}, "here": {"color": "gray", **THIN}}
+    if any(row["recipe"] == "ours" for row in rows):
+        entries |= {"AEVB, our recipe": {"color": "black", **THIN}}
+    entries |= {split: {"color": "gray", "ls": ls} for split, ls in SPLIT_STYLES.items()}
+    for text, style in entries.items():
+        axes.plot([], [], label=text, **style)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
