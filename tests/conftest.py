@@ -11,11 +11,14 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
 from utils.checkpoint import save_checkpoint
+from utils.cli import DATA_DIR
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from data import fixed_binarization, load_mnist
+from loss import bernoulli_nll
 from model import VAE, VAEConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,3 +151,18 @@ def tiny_run(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
     done = trainer(folder, *TINY, "--n_epochs 2 --save_dir run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def images():
+    return fixed_binarization(load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
+
+
+@torch.no_grad()
+def log_joint_on_a_plane(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Points z (G, 2) a tenth apart, and log p(x, z) of three images x there (G, 3)."""
+    axis = torch.linspace(-8, 8, 161)
+    z = torch.cartesian_prod(axis, axis)
+    logits = (model.decode(part)[:, None].expand(-1, 3, 1, 28, 28) for part in z.split(5000))
+    nll = torch.cat([bernoulli_nll(part, x) for part in logits])
+    return z, model.prior.log_prob(z)[:, None].double() - nll.double()

@@ -3,48 +3,25 @@
 import math
 
 from utils.checkpoint import load_checkpoint
-from utils.cli import DATA_DIR
 
 import pytest
 import torch
-from conftest import random_model
-from torch import Tensor
-from torch.distributions import (
-    Categorical,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-    kl_divergence,
-)
+from conftest import log_joint_on_a_plane, random_model
+from torch.distributions import Independent, Normal, kl_divergence
 
-from data import fixed_binarization, load_mnist
 from estimators import (
-    COARSEST_GRID,
-    GRID_LIMIT,
-    Posterior,
     active_units,
     aggregate_posterior_std,
-    effective_modes,
     elbo_terms,
-    exact_elbo,
     exact_nll,
     importance_weighted_nll,
     kl_of_dimensions,
     knn_accuracy,
-    modes,
     posterior_noise,
     posteriors,
-    refined_posterior,
-    true_posteriors,
 )
 from loss import bernoulli_nll
 from model import VAE
-
-
-@pytest.fixture(scope="module")
-def images():
-    return fixed_binarization(load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
 
 
 @pytest.fixture
@@ -114,16 +91,6 @@ def test_the_exact_nll_of_a_decoder_that_ignores_z_is_its_nll(images):
     assert n_grid == 64  # one halving shows that the first grid was fine enough
 
 
-@torch.no_grad()
-def log_joint_on_a_plane(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Points z (G, 2) a tenth apart, and log p(x, z) of three images x there (G, 3)."""
-    axis = torch.linspace(-8, 8, 161)
-    z = torch.cartesian_prod(axis, axis)
-    logits = (model.decode(part)[:, None].expand(-1, 3, 1, 28, 28) for part in z.split(5000))
-    nll = torch.cat([bernoulli_nll(part, x) for part in logits])
-    return z, model.prior.log_prob(z)[:, None].double() - nll.double()
-
-
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 def test_the_exact_nll_is_a_plain_sum_over_z_and_the_estimate_meets_it(images, prior):
     """The function's integral is over u; this one is over z, and needs the prior's density."""
@@ -135,87 +102,6 @@ def test_the_exact_nll_is_a_plain_sum_over_z_and_the_estimate_meets_it(images, p
     assert n_grid >= 16  # the sums of more than one halving went into it
     estimate = importance_weighted_nll(model, images[:3], 20_000)
     torch.testing.assert_close(estimate, truth, atol=0.1, rtol=0)
-
-
-@pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_evidence_less_elbo_is_the_kl_of_a_plain_sum_over_z(images, prior):
-    model = random_model(prior=prior)
-    z, log_joint = log_joint_on_a_plane(model, images[:3] / 255)
-    log_evidence = log_joint.logsumexp(dim=0) + 2 * math.log(0.1)
-    with torch.no_grad():
-        mu, logvar = model.encode(images[:3] / 255)
-    q = Independent(Normal(mu, torch.exp(0.5 * logvar)), 1)
-    log_q = q.log_prob(z[:, None]).double()  # (G, 3)
-    kl = (log_q.exp() * (log_q - (log_joint - log_evidence))).sum(dim=0) * 0.01
-    found = torch.tensor([p.log_evidence for p in true_posteriors(model, images[:3], 64)])
-    torch.testing.assert_close(found.double(), log_evidence, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found - exact_elbo(model, images[:3]), kl, atol=5e-3, rtol=0)
-    assert kl.min() > 0.1
-
-    many = images[:1].expand(4000, 1, 28, 28)
-    terms = elbo_terms(model, many, posterior_noise(4000, 2))
-    noisy = -(terms.recon + terms.kl)
-    error = noisy.std().item() / math.sqrt(4000)
-    assert exact_elbo(model, images[:1]).item() == pytest.approx(noisy.mean().item(), abs=4 * error)
-
-
-def posterior_of(density: torch.distributions.Distribution) -> Posterior:
-    """That of a toy model whose log p(x, u) is such a density, 100 nats lower."""
-    axis = (torch.arange(COARSEST_GRID) + 0.5) * (2 * GRID_LIMIT / COARSEST_GRID) - GRID_LIMIT
-    coarse = density.log_prob(torch.cartesian_prod(axis, axis)).view(COARSEST_GRID, -1) - 100
-    return refined_posterior(lambda u: density.log_prob(u) - 100, coarse)
-
-
-@pytest.mark.parametrize("deviations", [(0.007, 0.007), (0.01, 0.3), (1.0, 0.5)])
-def test_the_posterior_of_a_gaussian_toy_is_that_gaussian(deviations):
-    turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]])
-    centre = torch.tensor([1.2341, -0.5432])
-    covariance = turn @ torch.diag(torch.tensor(deviations) ** 2) @ turn.T
-    toy = MultivariateNormal(centre, covariance)
-    posterior = posterior_of(toy)
-    assert posterior.log_evidence == pytest.approx(-100, abs=1e-3)
-    truth = toy.log_prob(posterior.u).double()
-    torch.testing.assert_close(posterior.log_density, truth, atol=0.02, rtol=0)  # float32
-    weights = posterior.log_density.exp() * posterior.step**2
-    assert weights.sum().item() == pytest.approx(1, abs=1e-4)
-    weights /= weights.sum()
-    mean = weights @ posterior.u.double()
-    spread = posterior.u.double() - mean
-    found = (weights[:, None] * spread).T @ spread
-    torch.testing.assert_close(mean.float(), centre, atol=2e-3 * max(deviations), rtol=0)
-    scale = max(deviations) ** 2
-    torch.testing.assert_close(found.float(), covariance, atol=2e-3 * scale, rtol=0)
-    points, mass = modes(posterior)
-    assert len(points) == 1
-    assert toy.log_prob(points[0]).item() == pytest.approx(toy.log_prob(centre).item(), abs=0.1)
-    assert effective_modes(mass) == pytest.approx(1)
-
-
-def mixture(shares: list[float], centres: list[tuple], deviations: list[float]) -> Posterior:
-    parts = Independent(Normal(torch.tensor(centres), torch.tensor(deviations)[:, None]), 1)
-    return posterior_of(MixtureSameFamily(Categorical(torch.tensor(shares)), parts))
-
-
-def test_the_modes_of_a_mixture_are_its_parts():
-    centres = [(-2.0, 1.0), (0.5, 0.5), (2.0, -3.0), (0.0, 5.0)]
-    shares = [0.5, 0.3, 0.2 - 1e-7, 1e-7]  # the last is too small to be seen
-    points, mass = modes(mixture(shares, centres, [0.3, 0.02, 0.1, 0.1]))
-    torch.testing.assert_close(
-        points, torch.tensor([centres[i] for i in (1, 2, 0)]), atol=0.03, rtol=0
-    )
-    torch.testing.assert_close(mass, torch.tensor([0.3, 0.2, 0.5]).double(), atol=2e-3, rtol=0)
-    entropy = -sum(share * math.log(share) for share in (0.3, 0.2, 0.5))
-    assert effective_modes(mass) == pytest.approx(math.exp(entropy), abs=0.01)
-    assert effective_modes(torch.ones(3)) == pytest.approx(3)
-
-
-@pytest.mark.parametrize(("distance", "n"), [(2.5, 1), (3.0, 1), (3.8, 2), (5.0, 2)])
-def test_two_peaks_are_two_modes_if_the_density_halves_between_them(distance, n):
-    """Of two equal Gaussians that is so from 3.33 deviations on; from 2 on there are two peaks."""
-    at = 0.05 * distance * torch.tensor([0.6, 0.8]) / 2
-    _, mass = modes(mixture([0.5, 0.5], [at.tolist(), (-at).tolist()], [0.05, 0.05]))
-    assert len(mass) == n
-    torch.testing.assert_close(mass, torch.full((n,), 1 / n).double(), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])

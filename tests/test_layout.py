@@ -10,7 +10,7 @@ FLOORS = [
     {"data", "prior", "utils.device", "utils.images"},
     {"model"},
     {"estimators", "utils.checkpoint"},
-    {"utils.flags"},
+    {"posterior", "utils.flags"},
     {"train", "evaluate", "hubconf"},
     {"vis", "papers", "benchmarks", "pretrained"},
 ]

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import to_float
-from estimators import MODE_MASS, Posterior, effective_modes, exact_elbo, modes, true_posteriors
+from posterior import MODE_MASS, Posterior, effective_modes, exact_elbo, modes, true_posteriors
 from vis.common import NotApplicable, Subject, make_parser, plt, save_figure
 
 N_CHOSEN_FROM, N_SUMMARISED = 100, 1000  # test images, unless --n_images says otherwise

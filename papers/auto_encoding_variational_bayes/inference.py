@@ -1,0 +1,208 @@
+"""The paper's inference as pure functions: the two algorithms it compares with, and Appendix D.
+
+Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
+Shapes: B images, each with a Markov chain of its own, S draws of each, L latent dimensions.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.distributions import MultivariateNormal
+
+from data import to_float
+from estimators import log_likelihood_table
+from loss import (
+    bernoulli_nll,
+    gaussian_log_prob,
+    kl_divergence,
+    log_mean_exp,
+    negative_bound,
+    standard_normal_log_prob,
+)
+from model import VAE
+
+TARGET_ACCEPTANCE = 0.9  # the paper's, Section 5
+ADAPTATION_RATE = 0.1  # of log(step size), for each step
+FIRST_STEP_SIZE = 0.1
+N_LEAPFROG = 4  # Appendix D
+N_POSTERIOR_DRAWS = 50  # Appendix D
+N_BURN_IN = 50  # steps before them, in which alone the step size adapts; the paper names none
+N_PRIOR_DRAWS = 10_000  # from which a chain's start is chosen
+GRID_STEP, GRID_LIMIT = 0.15, 4.5  # outside of [-4.5, 4.5]^3 the prior has 2e-5 of its mass
+
+
+def aevb_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
+    """-ELBO (paper: eq. 7 with L = 1), a mean over the images x (B, 1, 28, 28): ()."""
+    mu, logvar = model.encode(x)  # (B, L) each
+    z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
+    nll = bernoulli_nll(model.decode(z), x)  # (B,)
+    return negative_bound(nll[None], kl_divergence(mu, logvar)[None])
+
+
+def joint_nll(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """-log p(x, z), a mean over the images x (B, 1, 28, 28) with their z (B, L): ()."""
+    return (bernoulli_nll(model.decode(z), x) - standard_normal_log_prob(z)).mean()
+
+
+def wake_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
+    """-log p(x, z) with z ~ q(z|x): (). Its gradient is one of the decoder's weights alone.
+
+    Source: Hinton et al., The wake-sleep algorithm for unsupervised neural networks (1995).
+    """
+    with torch.no_grad():
+        mu, logvar = model.encode(x)
+        z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
+    return joint_nll(model, x, z)
+
+
+def sleep_loss(model: VAE, n: int, generator: Generator) -> Tensor:
+    """-log q(z|x), a mean over n draws of z ~ p(z) and x ~ p(x|z): (). The encoder's part."""
+    with torch.no_grad():
+        z = torch.randn(n, model.config.latent_dim, generator=generator)
+        mean = torch.sigmoid(model.decode(z))  # (n, 1, 28, 28)
+        x = (torch.rand(mean.shape, generator=generator) < mean).float()
+    return -gaussian_log_prob(z, *model.encode(x)).mean()
+
+
+def wake_sleep_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
+    """Both losses in one: (). Neither has a gradient where the other has one."""
+    return wake_loss(model, x, generator) + sleep_loss(model, len(x), generator)
+
+
+class Posterior:
+    """log p(x, z) as a function of z, for images x (B, 1, 28, 28): p(z|x) up to a constant."""
+
+    def __init__(self, model: VAE, x: Tensor):
+        self.model, self.x = model, x
+
+    @torch.no_grad()
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(B, L) -> (B,), nats."""
+        return standard_normal_log_prob(z) - bernoulli_nll(self.model.decode(z), self.x)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        """That of `log_prob` in z, (B, L) -> (B, L).
+
+        It starts at the logits, where that of a Bernoulli's log p(x|z) is x - sigmoid(logits).
+        """
+        z = z.detach().requires_grad_()
+        logits = self.model.decode(z)  # (B, 1, 28, 28)
+        residual = self.x - torch.sigmoid(logits.detach())
+        return torch.autograd.grad(logits, z, residual)[0] - z.detach()
+
+
+class Chain(NamedTuple):
+    """The states of B Markov chains, which move as one tensor and accept or reject on their own."""
+
+    z: Tensor  # (B, L)
+    log_prob: Tensor  # (B,): of z
+    step_size: Tensor  # (B, 1)
+
+
+def leapfrog(
+    z: Tensor, momentum: Tensor, posterior: Posterior, step_size: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    """Hamiltonian dynamics of unit mass: z and momentum (B, L), step_size (B, 1) -> the same two.
+
+    Volume is preserved, and with the momentum negated the way leads back (Neal 2011, eqs. 2.28-30).
+    """
+    momentum = momentum + 0.5 * step_size * posterior.gradient(z)
+    for step in range(1, n_steps + 1):
+        z = z + step_size * momentum
+        half = 0.5 if step == n_steps else 1.0
+        momentum = momentum + half * step_size * posterior.gradient(z)
+    return z, momentum
+
+
+def hmc_step(
+    chain: Chain, posterior: Posterior, n_leapfrog: int, generator: Generator, adapt: bool = False
+) -> Chain:
+    """One step of Hamiltonian Monte Carlo, which leaves each p(z|x) invariant (Neal 2011).
+
+    With `adapt` each image's step size moves towards an acceptance of 90 %.
+    """
+    start = torch.randn(chain.z.shape, generator=generator)
+    z, end = leapfrog(chain.z, start, posterior, chain.step_size, n_leapfrog)
+    log_prob = posterior.log_prob(z)
+    kinetic = 0.5 * (start.square() - end.square()).sum(dim=1)
+    log_ratio = (log_prob - chain.log_prob + kinetic).nan_to_num(-math.inf)  # (B,)
+    accepted = torch.rand(log_ratio.shape, generator=generator).log() < log_ratio
+    step_size = chain.step_size
+    if adapt:
+        excess = log_ratio.exp().clamp(max=1) - TARGET_ACCEPTANCE
+        step_size = step_size * torch.exp(ADAPTATION_RATE * excess)[:, None]
+    return Chain(
+        torch.where(accepted[:, None], z, chain.z),
+        torch.where(accepted, log_prob, chain.log_prob),
+        step_size,
+    )
+
+
+def start_chain(z: Tensor, posterior: Posterior, step_size: Tensor | None = None) -> Chain:
+    """Chains that stand at z (B, L)."""
+    if step_size is None:
+        step_size = torch.full((len(z), 1), FIRST_STEP_SIZE)
+    return Chain(z, posterior.log_prob(z), step_size)
+
+
+def evidence_by_appendix_d(chain: Chain, posterior: Posterior, generator: Generator) -> Tensor:
+    """The paper's estimate of log p(x) in nats: (B,).
+
+    1 / p(x) is the mean of q(z) / p(x, z) over the posterior, for any density q. Here q is a
+    Gaussian with the mean and covariance of one set of draws, and another set is averaged over.
+    """
+    for _ in range(N_BURN_IN):
+        chain = hmc_step(chain, posterior, N_LEAPFROG, generator, adapt=True)
+    draws = []
+    for _ in range(2 * N_POSTERIOR_DRAWS):
+        chain = hmc_step(chain, posterior, N_LEAPFROG, generator)
+        draws.append(chain)
+    first, second = draws[:N_POSTERIOR_DRAWS], draws[N_POSTERIOR_DRAWS:]
+    q = fit_gaussian(torch.stack([draw.z for draw in first]))
+    log_ratio = [q.log_prob(draw.z) - draw.log_prob for draw in second]
+    return -log_mean_exp(torch.stack(log_ratio), dim=0)
+
+
+def fit_gaussian(z: Tensor) -> MultivariateNormal:
+    """The Gaussian of each image with the mean and covariance of its draws z (S, B, L)."""
+    centred = z - z.mean(dim=0)
+    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(z) - 1)
+    jitter = 1e-8 * torch.eye(z.shape[-1])  # a chain that never moved has no covariance
+    return MultivariateNormal(z.mean(dim=0), covariance + jitter)
+
+
+@torch.no_grad()
+def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
+    """For each image x (B, 1, 28, 28) one of 10,000 draws of p(z), by its p(x|z): (B, L).
+
+    Nearly a draw of p(z|x), in the right mode, and no encoder is needed.
+    """
+    z = torch.randn(N_PRIOR_DRAWS, model.config.latent_dim, generator=generator)
+    table = log_likelihood_table(model, x.flatten(1), z)  # (B, 10000)
+    return z[torch.multinomial(table.softmax(dim=1), 1, generator=generator)[:, 0]]
+
+
+def estimate_evidence(model: VAE, images: Tensor, generator: Generator) -> Tensor:
+    """Appendix D for images (N, 1, 28, 28) uint8: log p(x) in nats, (N,)."""
+    x = to_float(images)
+    posterior = Posterior(model, x)
+    chain = start_chain(resampled_prior(model, x, generator), posterior)
+    return evidence_by_appendix_d(chain, posterior, generator)
+
+
+@torch.inference_mode()
+def grid_evidence(model: VAE, images: Tensor) -> Tensor:
+    """log p(x) of images (N, 1, 28, 28) uint8 by the trapezoidal rule over a grid of z: (N,).
+
+    For three latent dimensions or fewer: the grid has 61 points along each.
+    """
+    x = to_float(images).flatten(1)  # (N, 784)
+    axis = torch.arange(-GRID_LIMIT, GRID_LIMIT + GRID_STEP / 2, GRID_STEP)
+    grid = torch.cartesian_prod(*[axis] * model.config.latent_dim)
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64)
+    for z in grid.split(len(axis) ** 2):
+        log_joint = log_likelihood_table(model, x, z) + standard_normal_log_prob(z)
+        total = torch.logaddexp(total, log_joint.logsumexp(dim=1).double())
+    return total + model.config.latent_dim * math.log(GRID_STEP)
