@@ -24,9 +24,9 @@ class Settings:
     dataset: str = "MNIST"
     binarize: str = "none"
     n_train: int = SPLITS["train"][1].stop
-    n_epochs: int = 14
+    n_epochs: int = 16
     batch_size: int = 512  # over all processes
-    lr: float = 4e-3  # the peak, at the end of the warm-up
+    lr: float = 6e-3  # the peak, at the end of the warm-up
     recon_loss: str = "bce"
     recon_weight: float = 600.0
     n_importance_samples: int = 1  # K of the bound that training raises
