@@ -307,6 +307,7 @@ def draw_curves(rows: list[dict[str, str]], panels: dict[str, dict[str, str]]) -
     lines = {(name, "none"): {"color": c, **BROAD} for name, c in COLOURS.items()}
     lines |= {(name, "paper"): {"color": c, **THIN} for name, c in COLOURS.items()}
     lines |= {("AEVB", "ours"): {"color": "black", **THIN}}
+    drawn = set()
     for axes, (title, wanted) in zip(all_axes, panels.items(), strict=True):
         for (algorithm, recipe), style in lines.items():
             for split, dashes in SPLIT_STYLES.items():
@@ -315,19 +316,21 @@ def draw_curves(rows: list[dict[str, str]], panels: dict[str, dict[str, str]]) -
                 points = sorted((float(row["n_samples"]), float(row["nats"])) for row in curve)
                 if points:
                     axes.plot(*zip(*points, strict=True), dashes, **style)
+                    drawn.add((algorithm, recipe))
         axes.set(title=title, xscale="log")
         axes.grid(alpha=0.3)
     figure.supxlabel("training samples evaluated", fontsize="medium", y=-0.02)
-    add_legend(all_axes[-1], rows)
+    add_legend(all_axes[-1], drawn)
     return figure
 
 
-def add_legend(axes: Axes, rows: list[dict[str, str]]) -> None:
-    """Beside the last panel: colours, then widths, then dashes."""
-    drawn = {row["algorithm"] for row in rows}
-    entries = {name: {"color": c, "lw": 4} for name, c in COLOURS.items() if name in drawn}
-    entries |= {"the paper's curve": {"color": "gray", **BROAD}, "here": {"color": "gray", **THIN}}
-    if any(row["recipe"] == "ours" for row in rows):
+def add_legend(axes: Axes, drawn: set[tuple[str, str]]) -> None:
+    """Beside the last panel, of what is `drawn` by algorithm and recipe: colour, width, dashes."""
+    shown = {name: c for name, c in COLOURS.items() if (name, "none") in drawn}
+    entries = {name: {"color": c, "lw": 4} for name, c in shown.items()}
+    entries |= {"the paper's curve": {"color": "gray", **BROAD}}
+    entries |= {"its recipe here": {"color": "gray", **THIN}}
+    if ("AEVB", "ours") in drawn:
         entries |= {"AEVB, our recipe": {"color": "black", **THIN}}
     entries |= {split: {"color": "gray", "ls": ls} for split, ls in SPLIT_STYLES.items()}
     for text, style in entries.items():
