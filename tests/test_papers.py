@@ -297,7 +297,8 @@ def test_every_figure_has_a_quick_form_and_is_drawn_again_from_its_csv(figure, t
     paper = read_rows(ROOT / FOLDER / "paper_curves.csv")
     assert set(rows[0]) == set(paper[0]) | {"recipe", "binarize", "estimator"}
     assert {row["n_samples"] for row in rows} <= {"10000", "15000"}
-    assert all(-230 < float(row["nats"]) < -150 for row in rows)
+    fair_coins = 784 * math.log(0.5)  # what an untrained model gives
+    assert all(fair_coins < float(row["nats"]) < -150 for row in rows)
     first = picture.read_bytes()
     if figure == 3:
         picture.unlink()
