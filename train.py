@@ -115,10 +115,10 @@ def build(
     """Model, optimizer and a row of metrics for each epoch so far. Raises UserError."""
     torch.manual_seed(settings.seed)
     model = VAE(config, mean_image=images.float().mean(dim=0).cpu() / 255).to(images.device)
-    optimizer = AdamW(model.parameters())
-    if not checkpoint:
-        return model, optimizer, []
-    model.load_state_dict(checkpoint["weights"])
+    checkpoint = checkpoint or {"metrics": []}
+    if "weights" in checkpoint:
+        model.load_state_dict(checkpoint["weights"])
+    optimizer = AdamW(model.parameters())  # its averages begin as these weights
     if "training" in checkpoint:
         try:
             with optimizer.averaged():
@@ -149,10 +149,12 @@ def train(args: Namespace, config: VAEConfig, settings: Settings, checkpoint: di
         start = time.perf_counter()
         row = {"epoch": epoch} | train_one_epoch(model, optimizer, images, settings, epoch)
         seconds = round(time.perf_counter() - start, 3)
+        weights = sum(p.sum().item() for p in model.parameters())  # nan if the last step broke them
         with optimizer.averaged():
             row |= validate(model, val_images, settings)
             row |= {"lr": optimizer.lr, "seconds": seconds}
-            check_finite(settings.objective(row), f"epoch {epoch}, validation", optimizer.lr)
+            objective = settings.objective(row)
+            check_finite(objective + weights, f"epoch {epoch}, validation", optimizer.lr)
             metrics.append(row)
             if rank == 0:
                 finish_epoch(model, optimizer, metrics, settings, args.save_dir)
