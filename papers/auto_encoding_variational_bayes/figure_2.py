@@ -4,7 +4,7 @@ python3 papers/auto_encoding_variational_bayes/figure_2.py --n_samples 1000000
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours --n_samples 1000000
 
 AEVB and wake-sleep with the paper's recipe; AEVB with 0.01 read as the variance of the initial
-weights; or AEVB with our recipe: AdamW with warm-up and cosine decay, PyTorch's initial weights,
+weights; or AEVB with our recipe: AdamW with warm-up, PyTorch's initial weights,
 the mean image as output bias and a posterior variance of at most 1.
 """
 
