@@ -35,9 +35,9 @@ class AdamW:
     """Steps of Algorithm 2 for `parameters`, whose gradients are there at each `step`.
 
     It also averages the parameters over the steps, with weights that grow as the power
-    AVERAGE_POWER of the step (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8). Each
-    step moves the codes of most images by a large part of their posterior's deviation, now here,
-    now there: the average stays where they belong.
+    AVERAGE_POWER of the step (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8). At a
+    high learning rate codes move by several of their posteriors' deviations within ten steps, to
+    and fro: the average of the weights is better than any of them.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
