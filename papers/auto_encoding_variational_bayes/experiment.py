@@ -52,7 +52,7 @@ class Network:
     n_hidden: int = 500  # units on either side
     n_train: int = N_TRAIN  # the first so many training images
     recipe: str = "paper"
-    binarize: str = "dynamic"
+    binarize: str = "none"
 
     @property
     def chunk(self) -> int:

@@ -14,11 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
 
-from papers.auto_encoding_variational_bayes.experiment import (
-    BINARIZE,
-    RECIPES,
-    Network,
-)
+from papers.auto_encoding_variational_bayes.experiment import BINARIZE, RECIPES, Network
 from papers.auto_encoding_variational_bayes.runner import (
     bound,
     draw_curves,
@@ -29,7 +25,7 @@ from papers.auto_encoding_variational_bayes.runner import (
 )
 from vis.common import save_figure
 
-LATENT_DIMS = (3, 5, 10, 20, 200)
+LATENT_DIMS, ALGORITHMS = (3, 5, 10, 20, 200), ("AEVB", "wake-sleep")
 
 
 def main() -> None:
@@ -37,9 +33,10 @@ def main() -> None:
     add, sizes = parser.add_argument, {"type": int, "choices": LATENT_DIMS, "nargs": "+"}
     add("--recipe", choices=RECIPES, default="paper", help="how the networks are trained")
     add("--latent_dims", **sizes, default=LATENT_DIMS, help="sizes of z")
+    add("--algorithms", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="by recipe paper")
     add("--binarize", choices=BINARIZE, default=Network.binarize, help="grey, drawn once or anew")
     args = parser.parse_args()
-    algorithms = ("AEVB", "wake-sleep") if args.recipe == "paper" else ("AEVB",)
+    algorithms = args.algorithms if args.recipe == "paper" else ("AEVB",)
     networks = [
         Network(algorithm, latent_dim, recipe=args.recipe, binarize=args.binarize)
         for latent_dim in args.latent_dims
