@@ -1,9 +1,11 @@
 """How fast training is: our loop beside the conventional one, and beside this machine's own peak.
 
     python3 benchmarks/throughput.py
+    python3 benchmarks/throughput.py --operators
 
 Three networks, batch 128. Both loops train the same network, in turns, and medians are compared;
-the conventional loop is that of conventional.py.
+the conventional loop is that of conventional.py. With --operators it says instead what a second
+thread gains, operator by operator, in the default command.
 """
 
 import json
@@ -25,7 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import conventional
-from benchmarks.common import describe, machine, matrix_peak
+from benchmarks.common import describe, machine, matrix_peak, median_and_range
 from data import load_mnist
 from loss import N_PIXELS
 from model import VAE, VAEConfig
@@ -63,6 +65,7 @@ KINDS = {  # of operators, by how their names begin
     "casts and copies": ("aten::copy_", "aten::_to_copy"),
     "AdamW": ("aten::_fused_adamw_",),
 }
+N_OPERATORS = 14  # those that take longest
 
 
 def our_epoch(model: VAE, images: Tensor, settings: Settings) -> float:
@@ -82,15 +85,38 @@ def conventional_epoch(model: VAE, loader: DataLoader) -> float:
 
 
 def profile(model: VAE, images: Tensor, settings: Settings) -> dict[str, float]:
-    """Where the milliseconds of a step of our loop go inside PyTorch's operators."""
+    """The milliseconds that a step of our loop spends in each of PyTorch's operators."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         our_epoch(model, images, settings)
     n_steps = math.ceil(len(images) / settings.batch_size)
-    milliseconds = dict.fromkeys((*KINDS, "rest"), 0.0)
-    for event in profiler.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "rest")
-        milliseconds[kind] += event.self_cpu_time_total / 1e3 / n_steps
-    return milliseconds
+    return {e.key: e.self_cpu_time_total / 1e3 / n_steps for e in profiler.key_averages()}
+
+
+def by_kind(milliseconds: dict[str, float]) -> dict[str, float]:
+    """The sums of KINDS, and of the rest."""
+    sums = dict.fromkeys((*KINDS, "rest"), 0.0)
+    for name, value in milliseconds.items():
+        kind = next((kind for kind, names in KINDS.items() if name.startswith(names)), "rest")
+        sums[kind] += value
+    return sums
+
+
+def compare_threads(images: Tensor, settings: Settings, n_rounds: int) -> None:
+    """Prints what the default command's network gains by all threads, operator by operator."""
+    all_threads, rates, milliseconds = torch.get_num_threads(), {}, {}
+    model = VAE(VAEConfig())
+    for n in (1, all_threads) * (n_rounds + 1):  # the first round is for warming up
+        torch.set_num_threads(n)
+        rates.setdefault(n, []).append(len(images) / our_epoch(model, images, settings))
+    for n in (1, all_threads):
+        torch.set_num_threads(n)
+        milliseconds[n] = profile(model, images, settings)
+        print(f"{n} threads: {median_and_range(rates[n][1:], ',.0f')} images/s")
+    one, all_ = milliseconds.values()
+    print(f"\n| operator | milliseconds of a step | with {all_threads} threads |\n|---|---|---|")
+    for name in sorted(one, key=one.get, reverse=True)[:N_OPERATORS]:
+        print(f"| {name} | {one[name]:.2f} | {all_.get(name, 0):.2f} |")
+    print(f"| all | {sum(one.values()):.2f} | {sum(all_.values()):.2f} |")
 
 
 def flops_of_an_image(model: VAE) -> float:
@@ -122,7 +148,7 @@ def measure(
         "gflops": gflops,
         "matrix_peak_gflops": peak,
         "share_of_peak": gflops / peak,
-        "milliseconds_of_a_step": profile(model, images, settings),
+        "milliseconds_of_a_step": by_kind(profile(model, images, settings)),
     }
 
 
@@ -152,6 +178,7 @@ def main() -> None:
     rounds = cli.integer(1, 100)
     add("--n_rounds", type=rounds, default=5, help="measurements of each loop, in turns")
     add("--json", action="store_true", help="print one JSON object instead of the tables")
+    add("--operators", action="store_true", help="what a second thread gains, instead of all else")
     cli.add_common_flags(parser, batch_size=BATCH_SIZE)
     args = parser.parse_args()
     settings = Settings(
@@ -163,6 +190,8 @@ def main() -> None:
     )
 
     images = load_mnist(args.data_dir, "train")[0][: args.n_images]
+    if args.operators:
+        return compare_threads(images, settings, args.n_rounds)
     results = {}
     with TemporaryDirectory() as folder:
         dataset = Subset(conventional.extract_mnist(args.data_dir, folder), range(args.n_images))
