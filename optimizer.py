@@ -37,11 +37,13 @@ class AdamW:
     It also averages the parameters over the steps, with weights that grow as the power
     AVERAGE_POWER of the step (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8). At a
     high learning rate codes move by several of their posteriors' deviations within ten steps, to
-    and fro: the average of the weights is better than any of them.
+    and fro: the average of the weights is better than any of them. Those of the parameters that are
+    `slow` have a learning rate of their own.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]):
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Iterable[Tensor], slow: Iterable[Tensor] = ()):
+        self.parameters, slow_ids = list(parameters), {id(p) for p in slow}
+        self.is_slow = [id(p) in slow_ids for p in self.parameters]
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
@@ -50,25 +52,27 @@ class AdamW:
         self.lr = 0.0  # of the last step
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """One step with the learning rate `lr`."""
+    def step(self, lr: float, slow_lr: float = 0.0) -> None:
+        """One step with these learning rates."""
         self.lr = lr
-        adamw(
-            self.parameters,
-            [p.grad for p in self.parameters],
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            max_exp_avg_sqs=[],
-            state_steps=self.steps,
-            fused=True,
-            amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=lr,
-            weight_decay=WEIGHT_DECAY,
-            eps=EPS,
-            maximize=False,
-        )
+        for rate, is_slow in ((lr, False), (slow_lr, True)):
+            mine = [i for i, slow in enumerate(self.is_slow) if slow == is_slow]
+            adamw(
+                [self.parameters[i] for i in mine],
+                [self.parameters[i].grad for i in mine],
+                [self.exp_avgs[i] for i in mine],
+                [self.exp_avg_sqs[i] for i in mine],
+                max_exp_avg_sqs=[],
+                state_steps=[self.steps[i] for i in mine],
+                fused=True,
+                amsgrad=False,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                lr=rate,
+                weight_decay=WEIGHT_DECAY,
+                eps=EPS,
+                maximize=False,
+            )
         self.n_steps += 1
         if self.n_steps % AVERAGE_EVERY == 0 or self.n_steps < AVERAGE_EVERY:
             past = max(0.0, 1 - AVERAGE_EVERY / self.n_steps) ** (AVERAGE_POWER + 1)

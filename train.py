@@ -75,8 +75,8 @@ def train_one_epoch(
         loss.backward()
         device.average_over_processes(p.grad for p in model.parameters())
         clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        done, total = (epoch - 1) * n_steps + step, settings.n_epochs * n_steps
-        optimizer.step(learning_rate(done, total, settings.lr))
+        lr = learning_rate((epoch - 1) * n_steps + step, settings.n_epochs * n_steps, settings.lr)
+        optimizer.step(lr, lr * encoder_pace(logvar, settings))
 
         sums[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
         if (step + 1) % STEPS_PER_READ == 0 or step + 1 == n_steps:
@@ -84,6 +84,19 @@ def train_one_epoch(
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     device.average_over_processes([sums])
     return figures("train", *(sums.cpu().double().sum(dim=0) / len(order)).tolist())
+
+
+def encoder_pace(logvar: Tensor, settings: Settings) -> float:
+    """The encoder's learning rate over that of the rest: from 0 to 1, by its logvar (B, L).
+
+    Codes should move by less than their posteriors' deviation in a step, or the decoder loses them:
+    the loss jumps. So the narrower the posteriors, the slower the encoder.
+    """
+    if settings.slow_encoder == 0:
+        return 1.0
+    std = torch.exp(0.5 * logvar.detach().mean())  # the geometric mean
+    device.average_over_processes([std])
+    return min(1.0, std.item() / settings.slow_encoder)
 
 
 def validate(model: VAE, images: Tensor, settings: Settings) -> dict[str, float]:
@@ -118,7 +131,7 @@ def build(
     checkpoint = checkpoint or {"metrics": []}
     if "weights" in checkpoint:
         model.load_state_dict(checkpoint["weights"])
-    optimizer = AdamW(model.parameters())  # its averages begin as these weights
+    optimizer = AdamW(model.parameters(), slow=model.encoder.parameters())  # averages begin here
     if "training" in checkpoint:
         try:
             with optimizer.averaged():

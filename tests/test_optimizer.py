@@ -48,6 +48,25 @@ def test_a_step_is_that_of_torchs_adamw_and_its_state_suffices_to_go_on():
         torch.testing.assert_close([*model.parameters()], [*reference.parameters()])
 
 
+def test_slow_parameters_have_a_learning_rate_of_their_own():
+    """Each group moves as torch's AdamW moves it alone."""
+    model, reference = random_model("mlp", width=4), random_model("mlp", width=4)
+    ours = AdamW(model.parameters(), slow=model.encoder.parameters())
+    encoder = {id(p) for p in reference.encoder.parameters()}
+    groups = [
+        {"params": [p for p in reference.parameters() if (id(p) in encoder) == is_slow], "lr": lr}
+        for lr, is_slow in ((0.1, False), (0.03, True))
+    ]
+    theirs = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+    for _ in range(3):
+        for parameter, other in zip(model.parameters(), reference.parameters(), strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+        theirs.step()
+        ours.step(0.1, 0.03)
+        torch.testing.assert_close([*model.parameters()], [*reference.parameters()])
+
+
 def test_the_average_weighs_the_steps_by_a_power():
     model = random_model("conv", width=4)
     ours, bias, history = AdamW(model.parameters()), model.output_bias, []

@@ -11,7 +11,7 @@ from conftest import TINY, random_model, read_rows
 from data import load_mnist
 from model import VAE, VAEConfig
 from optimizer import AdamW
-from train import train_one_epoch, validate
+from train import encoder_pace, train_one_epoch, validate
 
 COLUMNS = ["train_recon_loss", "train_kld_loss", "train_neg_elbo"]
 COLUMNS += ["val_recon_loss", "val_kld_loss", "val_neg_elbo", "lr", "seconds"]
@@ -52,6 +52,26 @@ def test_training_figures_are_means_over_images_as_in_validation(digits, recon_l
     if recon_loss == "bce":  # the mean over pixels is that of the nats
         nats = 784 * validated["val_recon_loss"] + validated["val_kld_loss"]
         assert nats == pytest.approx(validated["val_neg_elbo"])
+
+
+def test_the_encoder_slows_down_with_its_posteriors_deviation():
+    logvar = torch.tensor([[0.1, 0.4], [0.2, 0.05]]).square().log()
+    mean = (0.1 * 0.4 * 0.2 * 0.05) ** (1 / 4)
+    assert encoder_pace(logvar, Settings(slow_encoder=0.2)) == pytest.approx(mean / 0.2)
+    assert encoder_pace(logvar, Settings(slow_encoder=0.1)) == 1.0
+    assert encoder_pace(logvar, Settings()) == 1.0
+
+
+def test_only_the_encoder_slows_down(digits):
+    """With a deviation that none has, its weights stay; they do not without."""
+    for slow, moves in ((1e-12, True), (1e3, False)):
+        model = random_model()
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        optimizer = AdamW(model.parameters(), slow=model.encoder.parameters())
+        train_one_epoch(model, optimizer, digits, Settings(lr=1e-3, slow_encoder=slow), 1)
+        for name, p in model.named_parameters():
+            step = (p - before[name]).abs().max().item()
+            assert (step > 5e-4) == (moves or not name.startswith("encoder")), (name, step)
 
 
 def test_a_run_needs_no_test_images_and_prints_no_test_figure(trainer, tmp_path):

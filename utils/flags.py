@@ -27,6 +27,7 @@ class Settings:
     n_epochs: int = 16
     batch_size: int = 512  # over all processes
     lr: float = 6e-3  # the peak, at the end of the warm-up
+    slow_encoder: float = 0.0  # its learning rate falls with the posteriors' deviation below this
     recon_loss: str = "bce"
     recon_weight: float = 600.0
     n_importance_samples: int = 1  # K of the bound that training raises
@@ -61,6 +62,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
 
     add("n_epochs", epochs, "epochs in all, resumed ones included")
     add("lr", number(1e-12, 1e3), "peak: after a warm-up, it falls to 0 as a parabola")
+    slow = "the encoder's learning rate falls with its posteriors' deviation below this"
+    add("slow_encoder", number(0, 1e3), slow, metavar="STD")
     add("recon_loss", ("bce", "mse"), "a mean over pixels and images")
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")

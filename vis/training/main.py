@@ -12,7 +12,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,15 +60,15 @@ class Camera(AdamW):
     So train.py's loop is filmed as it is, and seen with the averaged weights that it validates.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], moments: set[int], look: Callable):
-        super().__init__(parameters)
+    def __init__(self, model: VAE, moments: set[int], look: Callable):
+        super().__init__(model.parameters(), slow=model.encoder.parameters())
         self.moments, self.look = moments, look
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, slow_lr: float) -> None:
         if self.n_steps in self.moments:
             with self.averaged():
                 self.look(self.n_steps)
-        super().step(lr)
+        super().step(lr, slow_lr)
 
 
 def moments(n_steps: int) -> set[int]:
@@ -99,7 +99,7 @@ def film(model: VAE, settings: Settings, train: Tensor, val: Tensor, test: Tenso
         looking += time.perf_counter() - now
         model.train()
 
-    camera = Camera(model.parameters(), moments(n_steps), look)
+    camera = Camera(model, moments(n_steps), look)
     for epoch in tqdm(range(1, settings.n_epochs + 1), "training", leave=False, disable=None):
         train_one_epoch(model, camera, train, settings, epoch)
     with camera.averaged():
