@@ -263,7 +263,7 @@ def test_chunks_take_every_image_once_an_epoch(n_train):
     "network",
     [
         Network("AEVB", 2, 8, recipe="ours"),
-        Network("wake-sleep", 2, 8),
+        Network("wake-sleep", 2, 8, binarize="dynamic"),
         Network("MCEM", 2, 8, n_train=1000),
     ],
 )
