@@ -62,7 +62,7 @@ def draw(rows: list[dict[str, str]], save_dir: Path) -> None:
     panels = {f"$N_{{train}}$ = {n:,}": {"figure": "3", "n_train": str(n)} for n in SIZES}
     estimates = [row for row in rows if row["estimator"] == "appendix D"]
     figure = draw_curves(estimates, panels)
-    figure.axes[0].set(ylim=(-165, -100), ylabel="marginal log-likelihood (nats per image)")
+    figure.axes[0].set(ylim=(-170, -100), ylabel="marginal log-likelihood (nats per image)")
     save_figure(figure, save_dir, "figure_3")
 
 
