@@ -43,7 +43,10 @@ class AdamW:
 
     def __init__(self, parameters: Iterable[Tensor], slow: Iterable[Tensor] = ()):
         self.parameters, slow_ids = list(parameters), {id(p) for p in slow}
-        self.is_slow = [id(p) in slow_ids for p in self.parameters]
+        indices = {False: [], True: []}  # of the parameters, by whether they are slow
+        for i, parameter in enumerate(self.parameters):
+            indices[id(parameter) in slow_ids].append(i)
+        self.groups = list(indices.values())
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
@@ -52,11 +55,10 @@ class AdamW:
         self.lr = 0.0  # of the last step
 
     @torch.no_grad()
-    def step(self, lr: float, slow_lr: float = 0.0) -> None:
-        """One step with these learning rates."""
+    def step(self, lr: float, slow_lr: float | None = None) -> None:
+        """One step with these learning rates; without `slow_lr` all parameters have `lr`."""
         self.lr = lr
-        for rate, is_slow in ((lr, False), (slow_lr, True)):
-            mine = [i for i, slow in enumerate(self.is_slow) if slow == is_slow]
+        for mine, rate in zip(self.groups, (lr, lr if slow_lr is None else slow_lr), strict=True):
             adamw(
                 [self.parameters[i] for i in mine],
                 [self.parameters[i].grad for i in mine],

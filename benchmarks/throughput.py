@@ -5,7 +5,7 @@
 
 Three networks, batch 128. Both loops train the same network, in turns, and medians are compared;
 the conventional loop is that of conventional.py. With --operators it says instead what a second
-thread gains, operator by operator, in the default command.
+thread gains, operator by operator, with the default network.
 """
 
 import json
@@ -102,7 +102,7 @@ def by_kind(milliseconds: dict[str, float]) -> dict[str, float]:
 
 
 def compare_threads(images: Tensor, settings: Settings, n_rounds: int) -> None:
-    """Prints what the default command's network gains by all threads, operator by operator."""
+    """Prints what the default network gains by all threads, operator by operator."""
     all_threads, rates, milliseconds = torch.get_num_threads(), {}, {}
     model = VAE(VAEConfig())
     for n in (1, all_threads) * (n_rounds + 1):  # the first round is for warming up
@@ -112,7 +112,7 @@ def compare_threads(images: Tensor, settings: Settings, n_rounds: int) -> None:
         torch.set_num_threads(n)
         milliseconds[n] = profile(model, images, settings)
         print(f"{n} threads: {median_and_range(rates[n][1:], ',.0f')} images/s")
-    one, all_ = milliseconds.values()
+    one, all_ = milliseconds[1], milliseconds[all_threads]
     print(f"\n| operator | milliseconds of a step | with {all_threads} threads |\n|---|---|---|")
     for name in sorted(one, key=one.get, reverse=True)[:N_OPERATORS]:
         print(f"| {name} | {one[name]:.2f} | {all_.get(name, 0):.2f} |")
