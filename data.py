@@ -15,6 +15,7 @@ from utils.cli import UserError
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's class names: same files and shapes
@@ -80,15 +81,38 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def deform(images: Tensor, strength: float, generator: Generator) -> Tensor:
+    """Each image (B, 1, 28, 28) uint8 under its own random linear map I + strength * N(0, 1).
+
+    The map turns, shears and stretches the image about its centre; pixels are interpolated
+    linearly, and what comes from outside is 0. `generator` lives where the images do.
+    """
+    where = images.device
+    noise = torch.randn(len(images), 2, 2, device=where, generator=generator)
+    matrices = torch.eye(2, device=where) + strength * noise
+    grid = F.affine_grid(F.pad(matrices, (0, 1)), images.shape, align_corners=False)
+    moved = F.grid_sample(images.float(), grid, align_corners=False)
+    return moved.round().to(torch.uint8)
+
+
 def batches(
-    images: Tensor, order: Tensor, batch_size: int, mode: str, generator: Generator
+    images: Tensor,
+    order: Tensor,
+    batch_size: int,
+    mode: str,
+    generator: Generator,
+    strength: float = 0.0,
 ) -> Iterator[Tensor]:
     """The images (N, 1, 28, 28) uint8 in this `order` (M,) as batches x (B, 1, 28, 28) in [0, 1].
 
-    Binarised anew each time; everything happens where the images are. The last batch may be small.
+    Deformed with this `strength`, if it is not 0, and binarised anew each time; everything happens
+    where the images are. The last batch may be small.
     """
     for index in order.split(batch_size):
-        yield to_float(binarize(images.index_select(0, index), mode, generator))
+        chosen = images.index_select(0, index)
+        if strength > 0:
+            chosen = deform(chosen, strength, generator)
+        yield to_float(binarize(chosen, mode, generator))
 
 
 @lru_cache(maxsize=2)  # the training archive serves two splits

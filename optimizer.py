@@ -41,8 +41,14 @@ class AdamW:
     `slow` have a learning rate of their own.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], slow: Iterable[Tensor] = ()):
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        slow: Iterable[Tensor] = (),
+        weight_decay: float = WEIGHT_DECAY,
+    ):
         self.parameters, slow_ids = list(parameters), {id(p) for p in slow}
+        self.weight_decay = weight_decay
         indices = {False: [], True: []}  # of the parameters, by whether they are slow
         for i, parameter in enumerate(self.parameters):
             indices[id(parameter) in slow_ids].append(i)
@@ -71,7 +77,7 @@ class AdamW:
                 beta1=BETAS[0],
                 beta2=BETAS[1],
                 lr=rate,
-                weight_decay=WEIGHT_DECAY,
+                weight_decay=self.weight_decay,
                 eps=EPS,
                 maximize=False,
             )

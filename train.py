@@ -8,6 +8,7 @@ torchrun --nproc_per_node=2 train.py
 import math
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -30,18 +31,27 @@ from model import VAE, VAEConfig
 from optimizer import AdamW, learning_rate
 
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: it shortens only the rare wild step
+FADED = 0.75  # of the epochs, after which images are no longer deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
 FIGURES = ("recon_loss", "kld_loss", "neg_elbo")
 N_SAMPLES = 100  # of the prior, drawn after each epoch
 
 
-def own_share(n: int, settings: Settings, epoch: int, where: torch.device) -> Tensor:
-    """The epoch's new order of n images, or this process's equal share of it: (n / processes,)."""
-    rank, world_size = device.rank_and_world_size()
+def own_batches(images: Tensor, settings: Settings, epoch: int) -> tuple[Iterator[Tensor], int]:
+    """The epoch's batches x (B, 1, 28, 28) in a new order, and how many images they hold.
+
+    Or this process's equal share of them. Deformations fade out, so that the model ends with
+    the images as they are.
+    """
+    (rank, world_size), where = device.rank_and_world_size(), images.device
     rng = device.rng(settings.seed, epoch, device=where)
-    order = torch.randperm(n, generator=rng, device=where)
-    return order[rank : n // world_size * world_size : world_size]
+    order = torch.randperm(len(images), generator=rng, device=where)
+    order = order[rank : len(images) // world_size * world_size : world_size]
+    pixel_rng = device.rng(settings.seed, epoch, rank, 1, device=where)
+    strength = settings.deform * max(0.0, 1 - (epoch - 1) / (FADED * settings.n_epochs))
+    size, mode = settings.batch_size // world_size, settings.binarize
+    return batches(images, order, size, mode, pixel_rng, strength), len(order)
 
 
 def train_one_epoch(
@@ -53,11 +63,10 @@ def train_one_epoch(
     bit. Raises UserError if the loss is not finite.
     """
     (rank, world_size), where = device.rank_and_world_size(), images.device
-    pixel_rng, noise_rng = (device.rng(settings.seed, epoch, rank, i, device=where) for i in (1, 2))
-    order, batch_size = own_share(len(images), settings, epoch, where), settings.batch_size
-    n_steps = math.ceil(len(order) / (batch_size // world_size))
+    noise_rng = device.rng(settings.seed, epoch, rank, 2, device=where)
+    steps, n_images = own_batches(images, settings, epoch)
+    n_steps = math.ceil(n_images / (settings.batch_size // world_size))
     sums = torch.zeros(n_steps, 3, device=where)  # over the images of each step
-    steps = batches(images, order, batch_size // world_size, settings.binarize, pixel_rng)
     bar = tqdm(steps, f"epoch {epoch}", n_steps, leave=False, disable=rank > 0 or None)
     model.train()
     for step, x in enumerate(bar):  # (B, 1, 28, 28)
@@ -83,7 +92,7 @@ def train_one_epoch(
             check_finite(sums.sum().item(), f"epoch {epoch}, step {step + 1}", optimizer.lr)
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     device.average_over_processes([sums])
-    return figures("train", *(sums.cpu().double().sum(dim=0) / len(order)).tolist())
+    return figures("train", *(sums.cpu().double().sum(dim=0) / n_images).tolist())
 
 
 def encoder_pace(logvar: Tensor, settings: Settings) -> float:
@@ -131,7 +140,8 @@ def build(
     checkpoint = checkpoint or {"metrics": []}
     if "weights" in checkpoint:
         model.load_state_dict(checkpoint["weights"])
-    optimizer = AdamW(model.parameters(), slow=model.encoder.parameters())  # averages begin here
+    encoder = model.encoder.parameters()
+    optimizer = AdamW(model.parameters(), encoder, settings.weight_decay)  # averages begin here
     if "training" in checkpoint:
         try:
             with optimizer.averaged():

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import math
 import shutil
+from itertools import product
 from pathlib import Path
 
 from utils.cli import DATA_DIR, UserError
@@ -74,6 +76,25 @@ def test_training_draws_differ_from_batch_to_batch(splits):
     first, second = data.batches(images, torch.arange(50).repeat(2), 50, "dynamic", rng)
     assert not torch.equal(first, second)
     torch.testing.assert_close((first + second).unique(), torch.tensor([0.0, 1.0, 2.0]))
+
+
+def test_deformed_images_are_linear_maps_about_the_centre(splits):
+    """Each pixel by hand: where it comes from, and the mean of the four pixels around there."""
+    images = splits["train"][0][:2]
+    found = data.deform(images, 0.2, torch.Generator().manual_seed(1))
+    noise = torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(1))
+    maps = (torch.eye(2) + 0.2 * noise).tolist()
+    for image, moved, ((a, b), (c, d)) in zip(images[:, 0], found[:, 0], maps, strict=True):
+        for row, column in product(range(28), repeat=2):
+            x, y = column - 13.5, row - 13.5
+            x, y = a * x + b * y + 13.5, c * x + d * y + 13.5
+            corners = product(*((math.floor(v), math.floor(v) + 1) for v in (y, x)))
+            value = sum(
+                image[i, j].item() * (1 - abs(y - i)) * (1 - abs(x - j))
+                for i, j in corners
+                if 0 <= i < 28 and 0 <= j < 28
+            )
+            assert moved[row, column].item() == pytest.approx(value, abs=0.51)
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones(splits):

@@ -51,13 +51,13 @@ def test_a_step_is_that_of_torchs_adamw_and_its_state_suffices_to_go_on():
 def test_slow_parameters_have_a_learning_rate_of_their_own():
     """Each group moves as torch's AdamW moves it alone."""
     model, reference = random_model("mlp", width=4), random_model("mlp", width=4)
-    ours = AdamW(model.parameters(), slow=model.encoder.parameters())
+    ours = AdamW(model.parameters(), model.encoder.parameters(), weight_decay=0.3)
     encoder = {id(p) for p in reference.encoder.parameters()}
     groups = [
         {"params": [p for p in reference.parameters() if (id(p) in encoder) == is_slow], "lr": lr}
         for lr, is_slow in ((0.1, False), (0.03, True))
     ]
-    theirs = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+    theirs = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.3)
     for _ in range(3):
         for parameter, other in zip(model.parameters(), reference.parameters(), strict=True):
             parameter.grad = torch.randn_like(parameter)

@@ -1,5 +1,7 @@
 """Training: it learns, it logs what it says, and it starts from what it is given."""
 
+from dataclasses import replace
+
 from utils.checkpoint import load_checkpoint
 from utils.cli import DATA_DIR
 from utils.flags import Settings
@@ -11,7 +13,7 @@ from conftest import TINY, random_model, read_rows
 from data import load_mnist
 from model import VAE, VAEConfig
 from optimizer import AdamW
-from train import encoder_pace, train_one_epoch, validate
+from train import encoder_pace, own_batches, train_one_epoch, validate
 
 COLUMNS = ["train_recon_loss", "train_kld_loss", "train_neg_elbo"]
 COLUMNS += ["val_recon_loss", "val_kld_loss", "val_neg_elbo", "lr", "seconds"]
@@ -72,6 +74,20 @@ def test_only_the_encoder_slows_down(digits):
         for name, p in model.named_parameters():
             step = (p - before[name]).abs().max().item()
             assert (step > 5e-4) == (moves or not name.startswith("encoder")), (name, step)
+
+
+def test_deformations_fade_out_by_three_quarters_of_the_run(digits):
+    settings = Settings(n_epochs=8, deform=0.2)
+    changes = []
+    for epoch in range(1, 9):
+        deformed, plain = (
+            torch.cat([*own_batches(digits, chosen, epoch)[0]])
+            for chosen in (settings, replace(settings, deform=0.0))
+        )
+        changes.append((deformed - plain).abs().mean().item())
+    assert changes[0] > 0.02
+    assert sorted(changes, reverse=True) == changes
+    assert changes[5] > 0 == changes[6] == changes[7]
 
 
 def test_a_run_needs_no_test_images_and_prints_no_test_figure(trainer, tmp_path):

@@ -11,7 +11,7 @@ from utils.cli import UserError, integer, number
 
 from data import BINARIZE, DATASETS, SPLITS
 from model import ARCHS, MAX_BLOCKS, MAX_LATENT_DIM, MAX_WIDTH, PRIORS, WIDTHS, VAEConfig
-from optimizer import decay
+from optimizer import WEIGHT_DECAY, decay
 
 RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 
@@ -28,6 +28,8 @@ class Settings:
     batch_size: int = 512  # over all processes
     lr: float = 6e-3  # the peak, at the end of the warm-up
     slow_encoder: float = 0.0  # its learning rate falls with the posteriors' deviation below this
+    weight_decay: float = WEIGHT_DECAY
+    deform: float = 0.0  # deviation of the random linear maps of training images, at first
     recon_loss: str = "bce"
     recon_weight: float = 600.0
     n_importance_samples: int = 1  # K of the bound that training raises
@@ -64,6 +66,9 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add("lr", number(1e-12, 1e3), "peak: after a warm-up, it falls to 0 as a parabola")
     slow = "the encoder's learning rate falls with its posteriors' deviation below this"
     add("slow_encoder", number(0, 1e3), slow, metavar="STD")
+    add("weight_decay", number(0, 1e3), "of AdamW, times the learning rate")
+    deform = "random linear maps I + STRENGTH * N(0, 1) of training images, which fade out"
+    add("deform", number(0, 1), deform, metavar="STRENGTH")
     add("recon_loss", ("bce", "mse"), "a mean over pixels and images")
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")

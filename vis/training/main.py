@@ -60,8 +60,8 @@ class Camera(AdamW):
     So train.py's loop is filmed as it is, and seen with the averaged weights that it validates.
     """
 
-    def __init__(self, model: VAE, moments: set[int], look: Callable):
-        super().__init__(model.parameters(), slow=model.encoder.parameters())
+    def __init__(self, model: VAE, weight_decay: float, moments: set[int], look: Callable):
+        super().__init__(model.parameters(), model.encoder.parameters(), weight_decay)
         self.moments, self.look = moments, look
 
     def step(self, lr: float, slow_lr: float) -> None:
@@ -99,7 +99,7 @@ def film(model: VAE, settings: Settings, train: Tensor, val: Tensor, test: Tenso
         looking += time.perf_counter() - now
         model.train()
 
-    camera = Camera(model, moments(n_steps), look)
+    camera = Camera(model, settings.weight_decay, moments(n_steps), look)
     for epoch in tqdm(range(1, settings.n_epochs + 1), "training", leave=False, disable=None):
         train_one_epoch(model, camera, train, settings, epoch)
     with camera.averaged():
