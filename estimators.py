@@ -10,7 +10,7 @@ from utils.device import autocast, rng
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from data import to_float
@@ -134,13 +134,30 @@ def importance_weighted_nll(
     return nll
 
 
-def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+def log_likelihood_table(model: VAE, x: Tensor, z: Tensor, precision: str = "fp32") -> Tensor:
     """log p(x|z) in nats of every image x (N, 784) with every z (n, L): (N, n).
 
-    One matrix product for all pairs: x . logits - sum of softplus(logits).
+    One matrix product for all pairs: x . logits - sum of softplus(logits). `precision` is that of
+    the decoder.
     """
-    logits = model.decode(z).flatten(1)  # (n, 784)
+    with autocast(precision, model.device):
+        logits = model.decode(z).flatten(1)  # (n, 784)
     return x @ logits.T - F.softplus(logits).sum(dim=1)
+
+
+def stratified_nll(
+    model: VAE, x: Tensor, n: int, generator: Generator, precision: str = "fp32"
+) -> Tensor:
+    """-log p(x) in two dimensions, to be trained on; it needs no encoder: x (B, 784) -> (B,).
+
+    The prior's plane is cut into n * n cells of equal mass, and p(x) is the mean of p(x|z) over one
+    random z of each: an unbiased estimate, so its logarithm is low by as much as it is noisy. The
+    batch shares the decoded z's.
+    """
+    cells = torch.cartesian_prod(*2 * [torch.arange(n, device=x.device)])  # (n * n, 2)
+    where = torch.rand(n * n, 2, device=x.device, generator=generator)
+    u = torch.special.ndtri((cells + where) / n).clamp(-GRID_LIMIT, GRID_LIMIT)
+    return -log_mean_exp(log_likelihood_table(model, x, model.prior.from_normal(u), precision))
 
 
 @torch.inference_mode()

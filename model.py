@@ -17,7 +17,7 @@ from prior import FlowPrior, NormalPrior
 
 ARCHS = ("mlp", "conv")
 PRIORS = ("normal", "flow")
-WIDTHS = {"mlp": 512, "conv": 64}  # the default of each
+WIDTHS = {"mlp": 512, "conv": 32}  # the default of each
 IMAGE_SHAPE = (1, 28, 28)
 MAX_LATENT_DIM, MAX_WIDTH, MAX_BLOCKS = 1024, 4096, 64
 

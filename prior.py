@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loss import gaussian_log_prob, kl_divergence, standard_normal_log_prob
 
-N_COUPLINGS, HIDDEN = 6, 128
+N_COUPLINGS, HIDDEN = 10, 256
 
 
 class NormalPrior(nn.Module):
@@ -39,49 +39,50 @@ class NormalPrior(nn.Module):
 
 
 class Coupling(nn.Module):
-    """u_b = z_b * exp(s) + t, where s and t are functions of the other half z_a, which stays.
+    """u = z * exp(s) + t, where s and t are functions of the dimensions whose `mask` is 1.
 
-    Equation 7 of the paper. tanh bounds s, so a coupling scales by at most e; s = t = 0 at first,
-    so a new flow is the standard normal.
+    In those s = t = 0: they stay. Equation 9 of the paper. tanh bounds s, so a coupling scales by
+    at most e; s = t = 0 everywhere at first, so a new flow is the standard normal.
     """
 
-    def __init__(self, latent_dim: int, n_a: int):
+    def __init__(self, mask: Tensor):
         super().__init__()
-        self.n_a = n_a
-        last = nn.Linear(HIDDEN, 2 * (latent_dim - n_a))
+        self.register_buffer("mask", mask)  # (L,) of 0 and 1
+        last = nn.Linear(HIDDEN, 2 * len(mask))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        hidden = [nn.Linear(n_a, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU()]
+        hidden = [nn.Linear(len(mask), HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU()]
         self.net = nn.Sequential(*hidden, last)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(..., L) -> x_a, x_b, and s and t for x_b."""
-        a, b = x[..., : self.n_a], x[..., self.n_a :]
-        s, t = self.net(a).chunk(2, dim=-1)
-        return a, b, torch.tanh(s), t
+    def scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """s and t for x, which may be z or u: (..., L) -> (..., L) twice."""
+        s, t = self.net(x * self.mask).chunk(2, dim=-1)
+        return torch.tanh(s) * (1 - self.mask), t * (1 - self.mask)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., L) -> u (..., L) and log |det du/dz| (...)."""
-        a, b, s, t = self.split(z)
-        return torch.cat((a, b * torch.exp(s) + t), dim=-1), s.sum(dim=-1)
+        s, t = self.scale_and_shift(z)
+        return z * torch.exp(s) + t, s.sum(dim=-1)
 
     def inverse(self, u: Tensor) -> Tensor:
         """u (..., L) -> z (..., L)."""
-        a, b, s, t = self.split(u)
-        return torch.cat((a, (b - t) * torch.exp(-s)), dim=-1)
+        s, t = self.scale_and_shift(u)
+        return (u - t) * torch.exp(-s)
 
 
 class FlowPrior(nn.Module):
-    """p(z) by the change of variables to u ~ N(0, I), through couplings that alternate halves.
+    """p(z) by the change of variables to u ~ N(0, I), through couplings.
 
-    `latent_dim` L is at least 2.
+    Of each pair of couplings the first moves half of the dimensions, chosen at random, and the
+    second the other half. `latent_dim` L is at least 2.
     """
 
     def __init__(self, latent_dim: int):
         super().__init__()
-        # Of an odd L the middle dimension changes sides from coupling to coupling.
-        halves = [(latent_dim + i % 2) // 2 for i in range(N_COUPLINGS)]
-        self.couplings = nn.ModuleList(Coupling(latent_dim, n_a) for n_a in halves)
+        self.couplings = nn.ModuleList()
+        for _ in range(N_COUPLINGS // 2):
+            mask = (torch.randperm(latent_dim) < latent_dim // 2).float()
+            self.couplings += [Coupling(mask), Coupling(1 - mask)]
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats: (..., L) -> (...) (eq. 3 of the paper)."""
@@ -99,12 +100,12 @@ class FlowPrior(nn.Module):
         """z ~ p(z) -> u ~ N(0, I) (..., L), and log |det du/dz| (...)."""
         log_det = torch.zeros_like(z[..., 0])
         for coupling in self.couplings:
-            z, change = coupling(z.flip(-1))  # the flip puts the other half in front
+            z, change = coupling(z)
             log_det = log_det + change
         return z, log_det
 
     def from_normal(self, u: Tensor) -> Tensor:
         """u ~ N(0, I) -> z ~ p(z): (..., L) -> (..., L), undoing `to_normal`."""
         for coupling in reversed(self.couplings):
-            u = coupling.inverse(u).flip(-1)
+            u = coupling.inverse(u)
         return u

@@ -20,12 +20,12 @@ from utils.flags import Settings, read_flags
 from utils.images import save_grid
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from data import batches, fixed_binarization, load_mnist
-from estimators import elbo_terms, posterior_noise
+from estimators import elbo_terms, posterior_noise, stratified_nll
 from loss import N_PIXELS, bernoulli_nll, negative_bound, squared_error
 from model import VAE, VAEConfig
 from optimizer import AdamW, learning_rate
@@ -78,7 +78,7 @@ def train_one_epoch(
         nll = bernoulli_nll(logits, x)  # (K, B)
         recon = nll if settings.recon_loss == "bce" else squared_error(logits, x)
         kl = model.prior.kl(mu, logvar, z)  # (K, B)
-        loss = negative_bound(recon, kl, settings.recon_weight)
+        loss = training_loss(model, x, recon, kl, settings, noise_rng)
 
         model.zero_grad()
         loss.backward()
@@ -93,6 +93,17 @@ def train_one_epoch(
             bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
     device.average_over_processes([sums])
     return figures("train", *(sums.cpu().double().sum(dim=0) / n_images).tolist())
+
+
+def training_loss(
+    model: VAE, x: Tensor, recon: Tensor, kl: Tensor, settings: Settings, rng: Generator
+) -> Tensor:
+    """The negative bound of x (B, 1, 28, 28), recon and kl (K, B); with a grid, half of it: ()."""
+    bound = negative_bound(recon, kl, settings.recon_weight)
+    if settings.n_grid == 0:
+        return bound
+    nll = stratified_nll(model, x.flatten(1), settings.n_grid, rng, settings.precision)
+    return (bound + nll.mean()) / 2
 
 
 def encoder_pace(logvar: Tensor, settings: Settings) -> float:

@@ -1,6 +1,7 @@
-"""The likelihood within a budget: minutes to each validation -ELBO, and the NLL at the end.
+"""VAEs by the hour: the likelihood that a budget of minutes buys.
 
-    python3 benchmarks/likelihood.py --minutes 15 --train_flags "--prior flow" --save_dir runs/long
+    python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
+    python3 benchmarks/likelihood.py --minutes 15 --train_flags "--prior flow" --save_dir runs/15
 
 Runs train.py with as many epochs as fit into the budget, then evaluate.py on its best checkpoint.
 """
@@ -13,16 +14,19 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.checkpoint import load_checkpoint
+from utils.flags import Settings
 
 from benchmarks.common import metrics, run
+from benchmarks.throughput import flops_of_an_image
 from data import SPLITS
 
 RECIPE = (
     "--arch conv --latent_dim 40 --binarize dynamic --recon_weight 784 --lr 0.002 --batch_size 128"
 )
-LEVELS = (110, 100, 95, 90, 88, 86)  # nats
 N_TRIAL = 5_000  # images of the short run that tells how long an epoch takes
-N_EVALUATED = 1_000  # validation images, for the NLL
+N_EVALUATED = 1_000  # images of each split, for the NLL
+COLUMNS = ("seed", "minutes", "epochs", "million images", "PFLOP", "-ELBO", "NLL", "test NLL")
 
 
 def epochs_in(minutes: float, flags: list[str]) -> int:
@@ -37,33 +41,37 @@ def epochs_in(minutes: float, flags: list[str]) -> int:
     return max(1, int((60 * minutes - startup) / full_epoch))
 
 
+def nll(checkpoint: Path, split: str) -> str:
+    """Mean and standard error over the first images of evaluate.py's order. Raises UserError."""
+    how = ("--split", split, "--n_images", str(N_EVALUATED), "--json")
+    result = json.loads(run("evaluate.py", "--model_params", checkpoint, *how).lines[-1])
+    return f"{result['nll']:.2f} +- {result['nll_stderr']:.2f}"
+
+
 def main() -> None:
     parser = cli.parser("Trains for a budget of minutes, then measures the NLL.")
-    add = parser.add_argument
-    add("--minutes", type=cli.number(1, 10_000), default=15.0, help="for the whole command")
-    add("--save_dir", type=Path, required=True, help="folder of the run")
+    add, seeds = parser.add_argument, cli.integer(1, 1000)
+    add("--minutes", type=cli.number(1, 10_000), default=15.0, help="for all of train.py")
+    add("--n_seeds", type=seeds, default=1, help=f"of {Settings.seed}, {Settings.seed + 1}, ...")
+    add("--save_dir", type=Path, required=True, help="a folder for each seed is made in it")
     add("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
     args = parser.parse_args()
     flags = shlex.split(f"{RECIPE} {args.train_flags}")
+    flags += ["--n_epochs", str(epochs_in(args.minutes, flags))]
 
-    n_epochs = epochs_in(args.minutes, flags)
-    done = run("train.py", *flags, "--n_epochs", str(n_epochs), "--save_dir", args.save_dir)
-    neg_elbos = [row["val_neg_elbo"] for row in metrics(args.save_dir / "last.pth")]
-    how = ("--split", "val", "--n_images", str(N_EVALUATED), "--json")
-    r = json.loads(run("evaluate.py", "--model_params", args.save_dir / "best.pth", *how).lines[-1])
-
-    print(f"{n_epochs} epochs, {done.seconds / 60:.1f} minutes: train.py {shlex.join(flags)}\n")
-    cells = []
-    for level in LEVELS:
-        reached = (n for n, neg_elbo in enumerate(neg_elbos) if neg_elbo <= level)
-        first = next(reached, None)
-        cells.append("" if first is None else f"{done.epoch_ends[first] / 60:.1f}")
-    cells += [f"{min(neg_elbos):.2f}", f"{r['nll']:.2f} +- {r['nll_stderr']:.2f}"]
-    print(f"| validation -ELBO | {' | '.join(map(str, LEVELS))} | best | NLL |")
-    print("|---" * (len(cells) + 1) + "|")
-    print(f"| minutes | {' | '.join(cells)} |")
-    images = f"{r['n_images']:,} validation images"
-    print(f"\nNLL: {images}, K={r['n_importance_samples']}, {r['precision']}")
+    print(f"train.py {shlex.join(flags)}\n\n| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|", flush=True)
+    for seed in range(Settings.seed, Settings.seed + args.n_seeds):
+        folder = args.save_dir / str(seed)
+        done = run("train.py", *flags, "--seed", str(seed), "--save_dir", folder)
+        model, checkpoint = load_checkpoint(folder / "last.pth")
+        neg_elbos = [row["val_neg_elbo"] for row in checkpoint["metrics"]]
+        n_images = len(neg_elbos) * SPLITS["train"][1].stop
+        cells = [f"{seed}", f"{done.seconds / 60:.1f}", f"{len(neg_elbos)}", f"{n_images / 1e6}"]
+        cells += [f"{n_images * flops_of_an_image(model) / 1e15:.2f}", f"{min(neg_elbos):.2f}"]
+        cells += [nll(folder / "best.pth", split) for split in ("val", "test")]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    print(f"\n-ELBO: all validation images; NLL: {N_EVALUATED:,} images, K=500")
 
 
 if __name__ == "__main__":

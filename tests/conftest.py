@@ -79,8 +79,8 @@ def liven(prior: nn.Module) -> nn.Module:
         *hidden, last = (layer for layer in coupling.net if isinstance(layer, nn.Linear))
         for layer in hidden:
             layer.reset_parameters()
-        nn.init.normal_(last.weight, std=0.06)
-        nn.init.normal_(last.bias, std=0.3)
+        nn.init.normal_(last.weight, std=0.03)
+        nn.init.normal_(last.bias, std=0.15)
     return prior
 
 

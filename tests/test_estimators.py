@@ -19,6 +19,7 @@ from estimators import (
     knn_accuracy,
     posterior_noise,
     posteriors,
+    stratified_nll,
 )
 from loss import bernoulli_nll
 from model import VAE
@@ -102,6 +103,9 @@ def test_the_exact_nll_is_a_plain_sum_over_z_and_the_estimate_meets_it(images, p
     assert n_grid >= 16  # the sums of more than one halving went into it
     estimate = importance_weighted_nll(model, images[:3], 20_000)
     torch.testing.assert_close(estimate, truth, atol=0.1, rtol=0)
+    x, rng = images[:3].flatten(1) / 255, torch.Generator().manual_seed(0)
+    estimate = stratified_nll(model, x, 64, rng).double()
+    torch.testing.assert_close(estimate, truth, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])

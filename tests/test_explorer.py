@@ -34,7 +34,7 @@ def with_flow(**config) -> VAE:
     model = random_model(prior="flow", **config)
     for coupling in model.prior.couplings:
         coupling.net[-1].weight.data *= 0.3
-        nn.init.normal_(coupling.net[-1].bias, std=0.8)
+        nn.init.normal_(coupling.net[-1].bias, std=1.0)
     return model
 
 

@@ -123,6 +123,11 @@ def test_a_model_that_cannot_be_is_one_sentence(read, flags):
         read(flags)
 
 
+def test_a_grid_is_of_two_dimensions(read):
+    with pytest.raises(UserError, match=r"^--n_grid needs --latent_dim 2, not 3; leave it out\.$"):
+        read("--n_grid 8 --latent_dim 3")
+
+
 def test_a_run_is_either_new_or_resumed(read, capsys):
     with pytest.raises(SystemExit):
         read("--resume last.pth --init_from best.pth")

@@ -85,7 +85,7 @@ def test_sample_is_seeded_and_in_the_unit_interval(model):
 
 
 def test_the_width_is_by_default_that_of_the_architecture():
-    assert (VAEConfig("mlp").width, VAEConfig("conv").width) == (512, 64)
+    assert (VAEConfig("mlp").width, VAEConfig("conv").width) == (512, 32)
     assert VAEConfig("conv", width=512).width == 512
 
 

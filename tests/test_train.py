@@ -11,9 +11,10 @@ import torch
 from conftest import TINY, random_model, read_rows
 
 from data import load_mnist
+from estimators import exact_nll
 from model import VAE, VAEConfig
 from optimizer import AdamW
-from train import encoder_pace, own_batches, train_one_epoch, validate
+from train import encoder_pace, own_batches, train_one_epoch, training_loss, validate
 
 COLUMNS = ["train_recon_loss", "train_kld_loss", "train_neg_elbo"]
 COLUMNS += ["val_recon_loss", "val_kld_loss", "val_neg_elbo", "lr", "seconds"]
@@ -54,6 +55,15 @@ def test_training_figures_are_means_over_images_as_in_validation(digits, recon_l
     if recon_loss == "bce":  # the mean over pixels is that of the nats
         nats = 784 * validated["val_recon_loss"] + validated["val_kld_loss"]
         assert nats == pytest.approx(validated["val_neg_elbo"])
+
+
+def test_with_a_grid_half_of_the_loss_is_the_exact_nll(digits):
+    model, (recon, kl) = random_model(), torch.rand(2, 1, 5)
+    settings, rng = Settings(n_grid=64, recon_weight=784.0), torch.Generator().manual_seed(0)
+    loss = training_loss(model, digits[:5] / 255, recon, kl, settings, rng)
+    exact, _, _ = exact_nll(model, digits[:5])
+    truth = (recon.mean() + kl.mean() + exact.mean()) / 2
+    assert loss.item() == pytest.approx(truth.item(), abs=0.03)
 
 
 def test_the_encoder_slows_down_with_its_posteriors_deviation():

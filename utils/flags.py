@@ -33,6 +33,7 @@ class Settings:
     recon_loss: str = "bce"
     recon_weight: float = 600.0
     n_importance_samples: int = 1  # K of the bound that training raises
+    n_grid: int = 0  # in two dimensions: half of the loss is -log p(x) from so many squared cells
     precision: str = "fp32"
 
     def __post_init__(self):
@@ -72,6 +73,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add("recon_loss", ("bce", "mse"), "a mean over pixels and images")
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")
+    grid = "two dimensions: half of the loss is -log p(x) itself, by N x N decoded points"
+    add("n_grid", integer(0, 512), grid, metavar="N")
     add("arch", ARCHS, "residual layers or residual convolutions")
     add("width", integer(1, MAX_WIDTH), f"hidden units or channels; by --arch: {WIDTHS}")
     add("n_blocks", integer(1, MAX_BLOCKS), "residual blocks; conv needs 3")
@@ -134,6 +137,8 @@ def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
         settled, config = set(), chosen_config(args)
     for name in sorted(settled & given):
         raise UserError(f"--{name} is settled by {args.resume or args.init_from}; leave it out.")
+    if settings.n_grid > 0 and config.latent_dim != 2:
+        raise UserError(f"--n_grid needs --latent_dim 2, not {config.latent_dim}; leave it out.")
     args.save_dir = args.save_dir or new_folder(settings, config)
     if not args.resume and any((args.save_dir / name).exists() for name in RUN_FILES):
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")

@@ -35,7 +35,7 @@ function unpackLayers(layers) {
 }
 
 const decoder = unpackLayers(content.decoder), encoder = content.encoder && unpackLayers(content.encoder);
-const couplings = content.prior?.couplings.map(unpackLayers), eps = content.prior && array(content.prior.eps);
+const couplings = content.prior?.couplings.map(({ mask, layers }) => ({ mask, layers: unpackLayers(layers) })), eps = content.prior && array(content.prior.eps);
 const L = content.kl.length, N_PIXELS = 784;
 
 const decodeLogits = (z) => run(decoder, new Float64Array(z));

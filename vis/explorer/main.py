@@ -132,7 +132,10 @@ def make_page(subject: Subject, n_images: int, with_encoder: bool) -> bytes:
     is_active, (centre, reach) = active_units(subject.mu), map_frame(subject)
     output_bias = {"op": "bias", "bias": cargo.put(model.output_bias, torch.float32)}
     couplings = getattr(model.prior, "couplings", ())  # of a flow
-    flow = [list_layers(coupling.net, cargo, torch.int16) for coupling in couplings]
+    flow = [
+        {"mask": c.mask.tolist(), "layers": list_layers(c.net, cargo, torch.int16)}
+        for c in couplings
+    ]
     eps = fixed_eps(N_DRAWS, len(centre))  # of the page's KL estimates
     content = {
         "name": subject.name,

@@ -124,11 +124,12 @@ function dot(a, b) {
 function logPrior(couplings, z) {
   const u = new Float64Array(z), L = u.length;
   let logDet = 0;
-  for (const layers of couplings ?? []) {
-    const a = layers[0].inputs, b = L - a, st = run(layers, u.reverse().subarray(0, a)); // if L is odd, a varies
-    for (let i = 0; i < b; i++) {
-      const s = Math.tanh(st[i]);
-      u[a + i] = u[a + i] * Math.exp(s) + st[b + i];
+  for (const { mask, layers } of couplings ?? []) {
+    const st = run(layers, u.map((value, d) => value * mask[d]));
+    for (let d = 0; d < L; d++) {
+      if (mask[d]) continue; // it stays
+      const s = Math.tanh(st[d]);
+      u[d] = u[d] * Math.exp(s) + st[L + d];
       logDet += s;
     }
   }
