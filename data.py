@@ -1,4 +1,4 @@
-"""MNIST, FashionMNIST or KMNIST as uint8 tensors: one fixed split, batches, binarisation.
+"""MNIST, FashionMNIST or KMNIST as uint8 tensors: one fixed split, batches, random changes.
 
 The archives are read as they are: nothing is extracted, so a read-only folder serves as well.
 """

@@ -122,12 +122,14 @@ def test_a_new_run_starts_from_the_weights_it_is_given(trainer, tiny_run, tmp_pa
         assert float(row[name]) == pytest.approx(float(before[-1][name]), rel=1e-4)
 
 
-@pytest.mark.parametrize(("n_draws", "best"), [("1", 1), ("3", 2)])
-def test_best_is_the_lowest_loss_but_the_latest_where_the_loss_is_another_bound(
-    trainer, tmp_path, n_draws, best
+@pytest.mark.parametrize(
+    ("flags", "best"), [("", 1), ("--n_importance_samples 3", 2), ("--n_grid 4", 2)]
+)
+def test_best_is_the_lowest_loss_but_the_latest_where_training_lowers_another(
+    trainer, tmp_path, flags, best
 ):
-    flags = ("--n_epochs 2 --lr 1e-12 --save_dir run --n_importance_samples", n_draws)
-    done = trainer(tmp_path, *TINY, *flags, before="validation_gets_worse()")
+    flags = f"--n_epochs 2 --lr 1e-12 --save_dir run {flags}"
+    done = trainer(tmp_path, *TINY, flags, before="validation_gets_worse()")
     assert done.returncode == 0, done.stderr
     assert len(load_checkpoint(tmp_path / "run" / "best.pth")[1]["metrics"]) == best
     assert f"best epoch {best}: " in done.stdout

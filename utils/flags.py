@@ -48,9 +48,10 @@ class Settings:
     def best(self, metrics: list[dict]) -> dict:
         """The row of the epoch that best.pth holds: that of the lowest validation loss.
 
-        With several draws training lowers another bound than validation's: then it is the latest.
+        With several draws or a grid training lowers another loss: then it is the latest.
         """
-        return metrics[-1] if self.n_importance_samples > 1 else min(metrics, key=self.objective)
+        other = self.n_importance_samples > 1 or self.n_grid > 0
+        return metrics[-1] if other else min(metrics, key=self.objective)
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
