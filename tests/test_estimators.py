@@ -21,7 +21,7 @@ from estimators import (
     posteriors,
     stratified_nll,
 )
-from loss import bernoulli_nll
+from loss import bernoulli_nll, log_mean_exp
 from model import VAE
 
 
@@ -104,8 +104,9 @@ def test_the_exact_nll_is_a_plain_sum_over_z_and_the_estimate_meets_it(images, p
     estimate = importance_weighted_nll(model, images[:3], 20_000)
     torch.testing.assert_close(estimate, truth, atol=0.1, rtol=0)
     x, rng = images[:3].flatten(1) / 255, torch.Generator().manual_seed(0)
-    estimate = stratified_nll(model, x, 64, rng).double()
-    torch.testing.assert_close(estimate, truth, atol=0.05, rtol=0)
+    # p(x) is estimated without bias, however coarse the cells are.
+    coarse = torch.stack([-stratified_nll(model, x, 5, rng).double() for _ in range(1000)])
+    torch.testing.assert_close(-log_mean_exp(coarse, dim=0), truth, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
