@@ -1,9 +1,7 @@
 """The variational autoencoder: encoder to (mu, logvar), reparameterization, decoder to logits.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
-Two architectures, both plain residual networks without normalisation: each block adds to its
-input a correction that starts at zero, so a deep stack starts as a shallow one (the idea of
-Fixup, Zhang et al. 2019).
+Two architectures, fully connected or convolutional, of the layers in layers.py.
 """
 
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from layers import Shortcut, conv_blocks, linear_blocks
 from loss import N_PIXELS
 from prior import FlowPrior, NormalPrior
 
@@ -51,47 +50,6 @@ class VAEConfig:
             if type(value) is not int or not low <= value <= high:
                 of = f"for arch {self.arch} and prior {self.prior}"
                 raise ValueError(f"{name} must be a whole number from {low} to {high} {of}")
-
-
-class Residual(nn.Module):
-    """x + f(x): f is two layers, each behind a SiLU; the last starts at zero. Keeps shapes."""
-
-    def __init__(self, first: nn.Module, last: nn.Module):
-        super().__init__()
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.f = nn.Sequential(nn.SiLU(), first, nn.SiLU(), last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.f(x)
-
-
-def linear_blocks(width: int, n: int) -> list[nn.Module]:
-    """(B, width) -> (B, width)"""
-    return [Residual(nn.Linear(width, width), nn.Linear(width, width)) for _ in range(n)]
-
-
-def conv_blocks(width: int, n: int) -> list[nn.Module]:
-    """(B, width, H, W) -> (B, width, H, W)"""
-
-    def conv() -> nn.Module:
-        return nn.Conv2d(width, width, 3, padding=1)
-
-    return [Residual(conv(), conv()) for _ in range(n)]
-
-
-class Shortcut(nn.Module):
-    """A linear map plus fully connected layers f that start at zero: (B, n_in) -> (B, n_out)."""
-
-    def __init__(self, n_in: int, hidden: int, n_out: int):
-        super().__init__()
-        self.linear = nn.Linear(n_in, n_out)
-        last = nn.Linear(hidden, n_out, bias=False)
-        nn.init.zeros_(last.weight)
-        self.f = nn.Sequential(nn.Linear(n_in, hidden), *linear_blocks(hidden, 1), nn.SiLU(), last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.f(x)
 
 
 class Encoder(nn.Sequential):

@@ -7,9 +7,10 @@ https://arxiv.org/abs/1605.08803.
 import torch
 from torch import Tensor, nn
 
+from layers import zero_net
 from loss import gaussian_log_prob, kl_divergence, standard_normal_log_prob
 
-N_COUPLINGS, HIDDEN = 10, 256
+N_COUPLINGS, HIDDEN = 10, 192
 
 
 class NormalPrior(nn.Module):
@@ -48,11 +49,7 @@ class Coupling(nn.Module):
     def __init__(self, mask: Tensor):
         super().__init__()
         self.register_buffer("mask", mask)  # (L,) of 0 and 1
-        last = nn.Linear(HIDDEN, 2 * len(mask))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        hidden = [nn.Linear(len(mask), HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU()]
-        self.net = nn.Sequential(*hidden, last)
+        self.net = zero_net(len(mask), HIDDEN, 2 * len(mask))
 
     def scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """s and t for x, which may be z or u: (..., L) -> (..., L) twice."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from conftest import ROOT
 
 FLOORS = [
-    {"loss", "optimizer", "utils.cli"},
+    {"loss", "layers", "optimizer", "utils.cli"},
     {"data", "prior", "utils.device", "utils.images"},
     {"model"},
     {"estimators", "utils.checkpoint"},

@@ -5,7 +5,8 @@ import torch
 from conftest import random_model
 from torch import nn
 
-from model import VAE, Residual, VAEConfig
+from layers import Residual
+from model import VAE, VAEConfig
 
 RNG = torch.Generator().manual_seed(0)
 X = torch.rand(5, 1, 28, 28, generator=RNG)

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators import active_units
-from model import IMAGE_SHAPE, Residual, Shortcut
+from layers import Residual, Shortcut
+from model import IMAGE_SHAPE
 from vis.common import DIGIT_COLOURS, Subject, make_parser, save_file
 
 PAGE = Path(__file__).with_name("page.html")  # where each of these names gives way to its file
