@@ -17,7 +17,7 @@ from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.flags import Settings
 
-from benchmarks.common import metrics, run
+from benchmarks.common import describe, machine, metrics, run
 from benchmarks.throughput import flops_of_an_image
 from data import SPLITS
 
@@ -25,7 +25,7 @@ RECIPE = (
     "--arch conv --latent_dim 40 --binarize dynamic --recon_weight 784 --lr 0.002 --batch_size 128"
 )
 N_TRIAL = 5_000  # images of the short run that tells how long an epoch takes
-N_EVALUATED = 1_000  # images of each split, for the NLL
+N_EVALUATED, N_DRAWS = 1_000, 500  # images of each split, and importance samples, for the NLL
 COLUMNS = ("seed", "minutes", "epochs", "million images", "PFLOP", "-ELBO", "NLL", "test NLL")
 
 
@@ -43,8 +43,9 @@ def epochs_in(minutes: float, flags: list[str]) -> int:
 
 def nll(checkpoint: Path, split: str) -> str:
     """Mean and standard error over the first images of evaluate.py's order. Raises UserError."""
-    how = ("--split", split, "--n_images", str(N_EVALUATED), "--json")
-    result = json.loads(run("evaluate.py", "--model_params", checkpoint, *how).lines[-1])
+    how = f"--split {split} --n_images {N_EVALUATED} --n_importance_samples {N_DRAWS} --json"
+    done = run("evaluate.py", "--model_params", checkpoint, *how.split())
+    result = json.loads(done.lines[-1])
     return f"{result['nll']:.2f} +- {result['nll_stderr']:.2f}"
 
 
@@ -71,7 +72,8 @@ def main() -> None:
         cells += [f"{n_images * flops_of_an_image(model) / 1e15:.2f}", f"{min(neg_elbos):.2f}"]
         cells += [nll(folder / "best.pth", split) for split in ("val", "test")]
         print(f"| {' | '.join(cells)} |", flush=True)
-    print(f"\n-ELBO: all validation images; NLL: {N_EVALUATED:,} images, K=500")
+    print(f"\n-ELBO: all validation images; NLL: {N_EVALUATED:,} images, K={N_DRAWS}")
+    print(describe(machine(checkpoint["args"]["precision"])))
 
 
 if __name__ == "__main__":
