@@ -33,7 +33,7 @@ def with_flow(**config) -> VAE:
     """Its prior is far from the standard normal, yet smooth enough for estimates from few draws."""
     model = random_model(prior="flow", **config)
     for coupling in model.prior.couplings:
-        coupling.net[-1].weight.data *= 0.3
+        coupling.net[-1].weight.data *= 0.2
         s, t = coupling.net[-1].bias.data.chunk(2)
         s.fill_(0.1)
         t.fill_(0.3)
