@@ -78,13 +78,14 @@ def train_one_epoch(
         nll = bernoulli_nll(logits, x)  # (K, B)
         recon = nll if settings.recon_loss == "bce" else squared_error(logits, x)
         kl = model.prior.kl(mu, logvar, z)  # (K, B)
-        loss = training_loss(model, x, recon, kl, settings, noise_rng)
+        now = (epoch - 1) * n_steps + step
+        loss = training_loss(model, x, recon, kl, settings, now, noise_rng)
 
         model.zero_grad()
         loss.backward()
         device.average_over_processes(p.grad for p in model.parameters())
         clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        lr = learning_rate((epoch - 1) * n_steps + step, settings.n_epochs * n_steps, settings.lr)
+        lr = learning_rate(now, settings.n_epochs * n_steps, settings.lr)
         optimizer.step(lr, lr * encoder_pace(logvar, settings))
 
         sums[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
@@ -96,10 +97,14 @@ def train_one_epoch(
 
 
 def training_loss(
-    model: VAE, x: Tensor, recon: Tensor, kl: Tensor, settings: Settings, rng: Generator
+    model: VAE, x: Tensor, recon: Tensor, kl: Tensor, settings: Settings, step: int, rng: Generator
 ) -> Tensor:
-    """The negative bound of x (B, 1, 28, 28), recon and kl (K, B); with a grid, half of it: ()."""
-    bound = negative_bound(recon, kl, settings.recon_weight)
+    """The negative bound of x (B, 1, 28, 28), recon and kl (K, B); with a grid, half of it: ().
+
+    `step` is that of the whole run: in the first ones kl may weigh less.
+    """
+    weight = min(1.0, (step + 1) / (settings.kl_warmup + 1))
+    bound = negative_bound(recon, weight * kl, settings.recon_weight)
     if settings.n_grid == 0:
         return bound
     nll = stratified_nll(model, x.flatten(1), settings.n_grid, rng, settings.precision)
@@ -219,7 +224,10 @@ def finish_epoch(
     parts += [describe(row, "train"), describe(row, "val"), speed] + ["best"] * is_best
     print(" | ".join(parts), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
-        print("warning: the posterior has collapsed: z is unused; raise --recon_weight.")
+        print(
+            "warning: the posterior has collapsed: z is unused; try --kl_warmup 100"
+            " or a larger --recon_weight."
+        )
 
 
 def describe(row: dict, split: str) -> str:

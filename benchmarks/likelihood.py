@@ -66,10 +66,11 @@ def main() -> None:
         folder = args.save_dir / str(seed)
         done = run("train.py", *flags, "--seed", str(seed), "--save_dir", folder)
         model, checkpoint = load_checkpoint(folder / "last.pth")
-        neg_elbos = [row["val_neg_elbo"] for row in checkpoint["metrics"]]
-        n_images = len(neg_elbos) * SPLITS["train"][1].stop
-        cells = [f"{seed}", f"{done.seconds / 60:.1f}", f"{len(neg_elbos)}", f"{n_images / 1e6}"]
-        cells += [f"{n_images * flops_of_an_image(model) / 1e15:.2f}", f"{min(neg_elbos):.2f}"]
+        n_epochs, best = len(checkpoint["metrics"]), metrics(folder / "best.pth")[-1]
+        n_images = n_epochs * SPLITS["train"][1].stop
+        cells = [f"{seed}", f"{done.seconds / 60:.1f}", f"{n_epochs}", f"{n_images / 1e6}"]
+        cells += [f"{n_images * flops_of_an_image(model) / 1e15:.2f}"]
+        cells += [f"{best['val_neg_elbo']:.2f}"]
         cells += [nll(folder / "best.pth", split) for split in ("val", "test")]
         print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\n-ELBO: all validation images; NLL: {N_EVALUATED:,} images, K={N_DRAWS}")

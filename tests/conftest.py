@@ -76,10 +76,10 @@ def liven(prior: nn.Module) -> nn.Module:
     """Gives a flow random weights: a new one is the standard normal, whatever is wrong with it."""
     torch.manual_seed(7)
     for coupling in prior.couplings:
-        *hidden, last = (layer for layer in coupling.net if isinstance(layer, nn.Linear))
+        *hidden, last = (layer for layer in coupling.net.modules() if isinstance(layer, nn.Linear))
         for layer in hidden:
             layer.reset_parameters()
-        nn.init.normal_(last.weight, std=0.03)
+        nn.init.normal_(last.weight, std=0.008)
         nn.init.normal_(last.bias, std=0.15)
     return prior
 

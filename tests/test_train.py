@@ -60,10 +60,28 @@ def test_training_figures_are_means_over_images_as_in_validation(digits, recon_l
 def test_with_a_grid_half_of_the_loss_is_the_exact_nll(digits):
     model, (recon, kl) = random_model(), torch.rand(2, 1, 5)
     settings, rng = Settings(n_grid=64, recon_weight=784.0), torch.Generator().manual_seed(0)
-    loss = training_loss(model, digits[:5] / 255, recon, kl, settings, rng)
+    loss = training_loss(model, digits[:5] / 255, recon, kl, settings, 0, rng)
     exact, _, _ = exact_nll(model, digits[:5])
     truth = (recon.mean() + kl.mean() + exact.mean()) / 2
     assert loss.item() == pytest.approx(truth.item(), abs=0.03)
+
+
+def test_the_kl_divergence_warms_up_over_the_first_steps_of_the_run(digits, monkeypatch):
+    steps = []
+
+    def counted(*given):
+        steps.append(given[5])
+        return training_loss(*given)
+
+    monkeypatch.setattr("train.training_loss", counted)
+    model, settings = random_model(), Settings(kl_warmup=3, batch_size=256, recon_weight=784.0)
+    for epoch in (1, 2, 3):
+        train_one_epoch(model, AdamW(model.parameters()), digits, settings, epoch)
+    assert steps == [0, 1, 2, 3, 4, 5]
+    recon, kl = torch.rand(2, 1, 5)
+    for step, weight in zip(steps, (0.25, 0.5, 0.75, 1, 1, 1), strict=True):
+        loss = training_loss(model, digits[:5], recon, kl, settings, step, torch.Generator())
+        assert loss.item() == pytest.approx((recon + weight * kl).mean().item())
 
 
 def test_the_encoder_slows_down_with_its_posteriors_deviation():

@@ -32,6 +32,7 @@ class Settings:
     deform: float = 0.0  # deviation of the random linear maps of training images, at first
     recon_loss: str = "bce"
     recon_weight: float = 600.0
+    kl_warmup: int = 0  # steps in which the weight of the KL divergence rises to 1
     n_importance_samples: int = 1  # K of the bound that training raises
     n_grid: int = 0  # in two dimensions: half of the loss is -log p(x) from so many squared cells
     precision: str = "fp32"
@@ -73,6 +74,8 @@ def add_run_flags(parser: ArgumentParser) -> None:
     add("deform", number(0, 1), deform, metavar="STRENGTH")
     add("recon_loss", ("bce", "mse"), "a mean over pixels and images")
     add("recon_weight", number(1e-6, 1e6), "with bce, 784 / beta; 784 is the exact -ELBO")
+    warm = "steps in which the weight of the KL divergence rises to 1: no collapse at the start"
+    add("kl_warmup", integer(0, 1_000_000_000), warm, metavar="STEPS")
     add("n_importance_samples", draws, "of the bound to raise; 1 is the ELBO", metavar="K")
     grid = "two dimensions: half of the loss is -log p(x) itself, by N x N decoded points"
     add("n_grid", integer(0, 512), grid, metavar="N")

@@ -64,6 +64,6 @@ def validation_gets_worse() -> None:
 
     def wrapped(*given):
         calls.append(None)
-        return validate(*given) | {"kld_loss": float(len(calls))}
+        return validate(*given) | {"val_kld_loss": float(len(calls))}
 
     train.validate = wrapped
