@@ -12,7 +12,8 @@ FLOORS = [
     {"estimators", "utils.checkpoint"},
     {"posterior", "utils.flags"},
     {"train", "evaluate", "hubconf"},
-    {"vis", "papers", "benchmarks", "pretrained"},
+    {"vis", "benchmarks", "pretrained"},
+    {"papers"},
 ]
 FOLDERS = ("", "utils/", "vis/**/", "papers/**/", "benchmarks/", "pretrained/")
 FILES = [path.relative_to(ROOT) for folder in FOLDERS for path in ROOT.glob(f"{folder}*.py")]
@@ -26,6 +27,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names.add(node.module.split(".")[0])
     return names
 
 
