@@ -28,12 +28,19 @@ def _hook(kind: type, error: BaseException, traceback: object) -> None:
 sys.excepthook = _hook
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that are there."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser that shows its defaults and takes no abbreviated flags."""
     return argparse.ArgumentParser(
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
 
 
