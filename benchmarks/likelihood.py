@@ -1,7 +1,7 @@
 """VAEs by the hour: the likelihood that a budget of minutes buys.
 
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
-    python3 benchmarks/likelihood.py --minutes 15 --train_flags "--prior flow --kl_warmup 100" --save_dir runs/15
+    python3 benchmarks/likelihood.py --train_flags "--prior flow --kl_warmup 100" --save_dir runs/15
 
 Runs train.py with as many epochs as fit into the budget, then evaluate.py on its best checkpoint.
 """
