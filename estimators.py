@@ -29,7 +29,7 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^2; the prior's mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
 COARSEST_GRID, FINEST_GRID = 256, 2048  # points along each axis
-N_LABELLED, N_NEIGHBOURS = 1000, 5
+N_LABELLED, N_NEIGHBOURS, N_KNN_DRAWS = 1000, 5, 20
 
 
 class ElboTerms(NamedTuple):
@@ -207,7 +207,7 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = COARSEST_GRID) -> tuple[
 
 
 def knn_accuracy(
-    mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = 20
+    mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = N_KNN_DRAWS
 ) -> Tensor:
     """Accuracy of 5 nearest neighbours among 1,000 labelled images, for seeded draws of those.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import estimators
 from data import BINARIZE, fixed_binarization, load_mnist
-from estimators import ACTIVE_VARIANCE, N_LABELLED, N_NEIGHBOURS
+from estimators import ACTIVE_VARIANCE, N_KNN_DRAWS, N_LABELLED, N_NEIGHBOURS
 
 PIXELS = {
     "none": "grey pixels: a cross-entropy, not a likelihood",
@@ -102,7 +102,7 @@ def print_table(r: dict) -> None:
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
     print(f"  KL per dimension {kl}")
     knn = f"{r['knn_accuracy']:.4f} +- {r['knn_accuracy_std']:.4f}"
-    how = f"k={N_NEIGHBOURS}, {N_LABELLED:,} labelled images, deviation over 20 draws"
+    how = f"k={N_NEIGHBOURS}, {N_LABELLED:,} labelled images, deviation over {N_KNN_DRAWS} draws"
     print(f"  k-NN accuracy {knn} ({how})")
 
 

@@ -49,10 +49,8 @@ class AdamW:
     ):
         self.parameters, slow_ids = list(parameters), {id(p) for p in slow}
         self.weight_decay = weight_decay
-        indices = {False: [], True: []}  # of the parameters, by whether they are slow
-        for i, parameter in enumerate(self.parameters):
-            indices[id(parameter) in slow_ids].append(i)
-        self.groups = list(indices.values())
+        is_slow = [id(p) in slow_ids for p in self.parameters]
+        self.groups = [[i for i, s in enumerate(is_slow) if s == slow] for slow in (False, True)]
         self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
         self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]

@@ -16,6 +16,9 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import ROOT, UserError
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import VAE
 
 # Flags of train.py: to what conventional.py reaches, and to the seed project's objective.
 OURS = "--latent_dim 20 --recon_weight 784 --n_blocks 1 --lr 0.009 --batch_size 96 --n_epochs 1"
@@ -78,6 +81,15 @@ def matrix_peak(precision: str) -> float:
             a @ b
             best = max(best, 2 * n**3 / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def flops_of_an_image(model: VAE) -> float:
+    """Multiplications and additions of forward and backward, counted by PyTorch."""
+    n = 8
+    with FlopCounterMode(display=False) as counter:
+        logits, mu, logvar = model(torch.rand(n, 1, 28, 28))
+        (logits.sum() + mu.sum() + logvar.sum()).backward()
+    return counter.get_total_flops() / n
 
 
 def machine(precision: str) -> dict[str, str | int]:

@@ -17,8 +17,7 @@ from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.flags import Settings
 
-from benchmarks.common import describe, machine, metrics, run
-from benchmarks.throughput import flops_of_an_image
+from benchmarks.common import describe, flops_of_an_image, machine, metrics, run
 from data import SPLITS
 
 RECIPE = (
@@ -53,12 +52,13 @@ def main() -> None:
     parser = cli.parser("Trains for a budget of minutes, then measures the NLL.")
     add, seeds = parser.add_argument, cli.integer(1, 1000)
     add("--minutes", type=cli.number(1, 10_000), default=15.0, help="for all of train.py")
+    add("--n_epochs", type=cli.integer(1, 1_000_000), help="in place of --minutes")
     add("--n_seeds", type=seeds, default=1, help=f"of {Settings.seed}, {Settings.seed + 1}, ...")
     add("--save_dir", type=Path, required=True, help="a folder for each seed is made in it")
     add("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
     args = parser.parse_args()
     flags = shlex.split(f"{RECIPE} {args.train_flags}")
-    flags += ["--n_epochs", str(epochs_in(args.minutes, flags))]
+    flags += ["--n_epochs", str(args.n_epochs or epochs_in(args.minutes, flags))]
 
     print(f"train.py {shlex.join(flags)}\n\n| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|", flush=True)

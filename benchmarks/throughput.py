@@ -24,10 +24,9 @@ from utils.flags import Settings
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import conventional
-from benchmarks.common import describe, machine, matrix_peak, median_and_range
+from benchmarks.common import describe, flops_of_an_image, machine, matrix_peak, median_and_range
 from data import load_mnist
 from loss import N_PIXELS
 from model import VAE, VAEConfig
@@ -119,14 +118,6 @@ def compare_threads(images: Tensor, settings: Settings, n_rounds: int) -> None:
     print(f"| all | {sum(one.values()):.2f} | {sum(all_.values()):.2f} |")
 
 
-def flops_of_an_image(model: VAE) -> float:
-    """Multiplications and additions of forward and backward, counted by PyTorch."""
-    with FlopCounterMode(display=False) as counter:
-        logits, mu, logvar = model(torch.rand(BATCH_SIZE, 1, 28, 28))
-        (logits.sum() + mu.sum() + logvar.sum()).backward()
-    return counter.get_total_flops() / BATCH_SIZE
-
-
 def measure(
     model: VAE, images: Tensor, loader: DataLoader, settings: Settings, n_rounds: int
 ) -> dict:
@@ -179,6 +170,7 @@ def main() -> None:
     add("--n_rounds", type=rounds, default=5, help="measurements of each loop, in turns")
     add("--json", action="store_true", help="print one JSON object instead of the tables")
     add("--operators", action="store_true", help="what a second thread gains, instead of all else")
+    cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=BATCH_SIZE)
     args = parser.parse_args()
     settings = Settings(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
 from utils.checkpoint import save_checkpoint
-from utils.cli import DATA_DIR
+from utils.cli import DATA_DIR, ROOT
 
 import pytest
 import torch
@@ -21,7 +21,6 @@ from data import fixed_binarization, load_mnist
 from loss import bernoulli_nll
 from model import VAE, VAEConfig
 
-ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 TINY = ["--n_train", "256", "--batch_size", "128", "--width", "16", "--n_blocks", "1"]
 TINY += ["--precision", "fp32", "--device", "cpu"]

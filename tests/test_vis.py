@@ -301,7 +301,7 @@ def test_a_film_shows_the_training_of_train_py():
             torch.testing.assert_close(frame.plane[:1], corner)
 
 
-def test_the_moments_of_a_film_double():
+def test_the_moments_of_a_film_are_evenly_spaced_in_their_logarithm():
     steps = sorted(training.moments(882))
     assert {0, 1, 2, 3, 4, 882} <= set(steps)
     assert 55 <= len(steps) <= 65

@@ -59,10 +59,14 @@ def _between(kind: type, name: str, low: float, high: float) -> Callable[[str], 
 integer, number = partial(_between, int, "whole number"), partial(_between, float, "number")
 
 
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    seeds = integer(0, MAX_SEED)
+    parser.add_argument("--seed", type=seeds, default=888, help="of every random draw")
+
+
 def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """--seed --batch_size --data_dir --device --precision"""
+    """--batch_size --data_dir --device --precision"""
     add = parser.add_argument
-    add("--seed", type=integer(0, MAX_SEED), default=888, help="of every random draw")
     batch_sizes = integer(1, MAX_BATCH_SIZE)
     add("--batch_size", type=batch_sizes, default=batch_size, help="images a batch")
     add("--data_dir", type=Path, default=DATA_DIR, help="folder that holds <dataset>/raw/*.gz")

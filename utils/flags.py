@@ -57,6 +57,7 @@ class Settings:
 
 def add_run_flags(parser: ArgumentParser) -> None:
     """The fields of Settings and those of VAEConfig, but for latent_dim."""
+    cli.add_seed_flag(parser)
     cli.add_common_flags(parser, Settings.batch_size)
     epochs, draws = integer(1, 1_000_000), integer(1, 10_000)
 

@@ -33,11 +33,12 @@ class NotApplicable(UserError):
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """A parser with the flags of every figure: --model_params, --save_dir and the common ones."""
+    """A parser with --model_params, --save_dir, --seed and the common flags."""
     parser = cli.parser(description)
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
     add("--save_dir", type=Path, default=Path("figures"), help="folder for what it draws")
+    cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=1000)
     parser.set_defaults(precision="fp32")
     return parser

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
 from utils.cli import UserError
+from utils.flags import Settings
 
 from vis.common import plt, save_figure
 
@@ -40,7 +41,8 @@ def main() -> None:
     add = parser.add_argument
     add("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of each run")
     add("--save_dir", type=Path, default=Path("figures"), help="folder for the PNG")
-    add("--recon_weight", type=cli.number(1e-6, 1e6), default=600.0, help="for the loss")
+    weights, default = cli.number(1e-6, 1e6), Settings.recon_weight
+    add("--recon_weight", type=weights, default=default, help="for the loss")
     args = parser.parse_args()
     runs = [read_metrics(path, args.recon_weight) for path in args.metrics]
 

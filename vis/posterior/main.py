@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from data import to_float
 from posterior import MODE_MASS, Posterior, effective_modes, exact_elbo, modes, true_posteriors
-from vis.common import NotApplicable, Subject, make_parser, plt, save_figure
+from vis.common import DIGIT_COLOURS, NotApplicable, Subject, make_parser, plt, save_figure
 
 N_CHOSEN_FROM, N_SUMMARISED = 100, 1000  # test images, unless --n_images says otherwise
 LEVELS = [k**2 / 2 for k in range(5)]  # nats below the peak: a Gaussian's first four deviations
-BLUE, RED, YELLOW, OCHRE = "#4477aa", "#cc3311", "#eebb33", "#997700"
+BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 5, "markeredgecolor": "black", "markeredgewidth": 0.7}
 LEGEND = {  # what each picture of draw_gap shows
     "true posterior p(z|x): one to four deviations": {"color": BLUE, "linewidth": 8},
