@@ -2,8 +2,10 @@
 
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
     python3 benchmarks/likelihood.py --train_flags "--prior flow --kl_warmup 100" --save_dir runs/15
+    OMP_NUM_THREADS=1 taskset -c 0 python3 benchmarks/likelihood.py --n_epochs 23 --save_dir runs/1
 
 Runs train.py with as many epochs as fit into the budget, then evaluate.py on its best checkpoint.
+With --n_epochs, the epochs of a budget of all cores can be run with one core for each seed.
 """
 
 import json
