@@ -3,6 +3,7 @@
 import copy
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -384,6 +385,18 @@ def test_every_figure_of_a_model_twice_with_the_same_bytes(tiny_run, tmp_path):
     for name in files:
         one, two = (tmp_path / folder / "figures" / name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name
+
+
+def test_the_curves_of_a_model_are_those_of_its_own_loss(monkeypatch, tmp_path):
+    everything, calls = importlib.import_module("vis.all"), []
+    figure = SimpleNamespace(main=lambda: calls.append(list(sys.argv)))
+    monkeypatch.setattr(everything, "import_module", lambda name: figure)
+    path = save_model(tmp_path / "model.pth", random_model(), recon_weight=123.5)
+    (tmp_path / "model.csv").touch()
+    monkeypatch.setattr(sys, "argv", ["vis/all.py", "--model_params", str(path)])
+    everything.main()
+    (curves,) = (words for words in calls if words[0] == "curves")
+    assert curves[curves.index("--recon_weight") + 1] == "123.5"
 
 
 def test_of_one_dimension_all_figures_but_those_of_a_plane_are_drawn(tmp_path):
