@@ -25,7 +25,7 @@ SPLITS = {  # each split's archive, and its part of it
     "val": ("train", slice(50_000, 60_000)),
     "test": ("t10k", slice(0, 10_000)),
 }
-FIXED_SEED = 0  # of the one binarisation of the validation and test images
+FIXED_SEED = 0  # of the one binarisation of images that are evaluated
 
 
 def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def binarize(images: Tensor, mode: str, generator: Generator) -> Tensor:
 
 
 def fixed_binarization(images: Tensor, mode: str) -> Tensor:
-    """`binarize`, once and from a fixed seed, of the validation or test images (on the CPU)."""
+    """`binarize`, once and from a fixed seed, of images that are evaluated (on the CPU)."""
     return binarize(images, mode, torch.Generator().manual_seed(FIXED_SEED))
 
 

@@ -36,7 +36,7 @@ class ElboTerms(NamedTuple):
     """The ELBO's terms of N images: recon + kl is -ELBO."""
 
     recon: Tensor  # (N,): -log p(x|z) for one draw of z ~ q(z|x)
-    kl: Tensor  # (N,): KL(q(z|x) || p(z))
+    kl: Tensor  # (N,): KL(q(z|x) || p(z)); with a flow, its estimate by that draw
     squared_error: Tensor  # (N,)
     mu: Tensor  # (N, L)
     logvar: Tensor  # (N, L)
@@ -113,7 +113,8 @@ def importance_weighted_nll(
     """-L_K of Burda et al. 2016 (eq. 8), an upper bound of -log p(x): (N,).
 
     Each image is encoded once, and its K = `n_samples` draws are decoded in batches of at most
-    `batch_size`, so memory does not grow with K. The draws of image i depend on i alone.
+    `batch_size`, so the decoder's memory does not grow with K. The draws of image i depend on i
+    alone.
     """
     nll = torch.empty(len(images), dtype=torch.float64)  # many small results fragment the heap
     n_together = max(1, batch_size // n_samples)  # images whose draws fill a batch

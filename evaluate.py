@@ -89,9 +89,8 @@ def print_table(r: dict) -> None:
         "gap": ("gap", "-ELBO minus NLL"),
     }
     if "exact_nll" in r:
-        grid = (
-            f"{r['n_grid']} x {r['n_grid']} grid, halving its step moved it {r['grid_change']:.4f}"
-        )
+        size, change = f"{r['n_grid']} x {r['n_grid']}", f"{r['grid_change']:.4f}"
+        grid = f"{size} grid, the last halving of its step moved it {change}"
         rows |= {"exact_nll": ("NLL, exact", grid), "nll_above_exact": ("NLL above exact", "")}
     for key, (name, meaning) in rows.items():
         print(f"  {name:<16}{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}  {meaning}".rstrip())

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.cli import UserError
 from utils.device import pick_precision
 from utils.flags import Settings
 
@@ -173,6 +174,8 @@ def main() -> None:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=BATCH_SIZE)
     args = parser.parse_args()
+    if args.device not in ("auto", "cpu"):
+        raise UserError("throughput.py measures the CPU; leave --device out.")
     settings = Settings(
         seed=args.seed,
         n_epochs=1,

@@ -123,9 +123,11 @@ def test_a_model_that_cannot_be_is_one_sentence(read, flags):
         read(flags)
 
 
-def test_a_grid_is_of_two_dimensions(read):
+def test_a_grid_is_of_two_dimensions_and_of_a_likelihood(read):
     with pytest.raises(UserError, match=r"^--n_grid needs --latent_dim 2, not 3; leave it out\.$"):
         read("--n_grid 8 --latent_dim 3")
+    with pytest.raises(UserError, match=r"^--n_grid .* needs --recon_loss bce; leave one out\.$"):
+        read("--n_grid 8 --recon_loss mse")
 
 
 def test_a_run_is_either_new_or_resumed(read, capsys):

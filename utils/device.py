@@ -38,7 +38,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def rng(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of `seeds` alone; other seeds, other streams."""
+    """A generator whose stream is a function of `seeds` alone; zeros at their end do not count."""
     state = numpy.random.SeedSequence(seeds).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))
 

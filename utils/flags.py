@@ -144,6 +144,8 @@ def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
         raise UserError(f"--{name} is settled by {args.resume or args.init_from}; leave it out.")
     if settings.n_grid > 0 and config.latent_dim != 2:
         raise UserError(f"--n_grid needs --latent_dim 2, not {config.latent_dim}; leave it out.")
+    if settings.n_grid > 0 and settings.recon_loss != "bce":
+        raise UserError("--n_grid is a likelihood and needs --recon_loss bce; leave one out.")
     args.save_dir = args.save_dir or new_folder(settings, config)
     if not args.resume and any((args.save_dir / name).exists() for name in RUN_FILES):
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
