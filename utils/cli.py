@@ -60,6 +60,7 @@ integer, number = partial(_between, int, "whole number"), partial(_between, floa
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """--seed, for scripts that draw at random."""
     seeds = integer(0, MAX_SEED)
     parser.add_argument("--seed", type=seeds, default=888, help="of every random draw")
 
