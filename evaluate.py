@@ -25,6 +25,7 @@ PIXELS = {
     "dynamic": "one Bernoulli draw of the pixels",
     "threshold": "pixels above 0.5",
 }
+COUNTS = ("n_images", "n_importance_samples", "n_refining_steps")
 SMALL_GAP = 0.1  # nats that an importance-sampled NLL at K = 5000 may lie above the exact one
 
 
@@ -39,29 +40,35 @@ def evaluate(args: Namespace) -> dict:
     dataset, mode = checkpoint["args"]["dataset"], args.binarize or checkpoint["args"]["binarize"]
     result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split}
     result |= {"binarize": mode, "precision": precision, "prior": prior, "latent_dim": latent_dim}
-    result |= {"n_images": args.n_images, "n_importance_samples": args.n_importance_samples}
+    result |= {name: getattr(args, name) for name in COUNTS}
 
     images, labels = load_mnist(args.data_dir, args.split, dataset)
     order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
     images, labels = fixed_binarization(images, mode)[order], labels[order]
-    terms = estimators.elbo_terms(model, images, eps, **how)
-    nll = estimators.importance_weighted_nll(model, images, args.n_importance_samples, **how)
+    encoder = estimators.posteriors(model, images, **how)
+    q = estimators.refined_posteriors(model, images, encoder, args.n_refining_steps, **how)
+    terms = estimators.elbo_terms(model, images, q, eps, **how)
+    nll = estimators.importance_weighted_nll(model, images, q, args.n_importance_samples, **how)
     neg_elbo = terms.recon + terms.kl
     per_image = {"recon": terms.recon, "kl": terms.kl, "neg_elbo": neg_elbo, "nll": nll}
     per_image["gap"] = neg_elbo - nll
+    if args.n_refining_steps > 0:
+        before = estimators.elbo_terms(model, images, encoder, eps, **how)
+        per_image["encoder_neg_elbo"] = before.recon + before.kl
+        per_image["amortization_gap"] = before.recon + before.kl - neg_elbo
     if args.exact:
         exact, result["n_grid"], result["grid_change"] = estimators.exact_nll(model, images)
         per_image |= {"exact_nll": exact, "nll_above_exact": nll - exact}
     for name, values in per_image.items():
         result |= mean_and_error(name, values, args.model_params)
-    result["active_units"] = int(estimators.active_units(terms.mu).sum())
-    kl = estimators.kl_of_dimensions(terms.mu, terms.logvar, prior)
+    result["active_units"] = int(estimators.active_units(encoder.mu).sum())
+    kl = estimators.kl_of_dimensions(*encoder, prior)
     result["kl_of_dimension"] = kl.tolist()
 
     known, known_labels = load_mnist(args.data_dir, "train", dataset)
     known_mu, _ = estimators.posteriors(model, fixed_binarization(known, mode), **how)
-    accuracies = estimators.knn_accuracy(terms.mu, labels, known_mu, known_labels)
+    accuracies = estimators.knn_accuracy(encoder.mu, labels, known_mu, known_labels)
     knn = {"knn_accuracy": accuracies.mean().item(), "knn_accuracy_std": accuracies.std().item()}
     return result | knn
 
@@ -88,6 +95,10 @@ def print_table(r: dict) -> None:
         "nll": (f"NLL, K={r['n_importance_samples']}", "-log p(x) by importance sampling"),
         "gap": ("gap", "-ELBO minus NLL"),
     }
+    if r["n_refining_steps"] > 0:
+        before = f"without the {r['n_refining_steps']} steps that refined each posterior"
+        rows["encoder_neg_elbo"] = ("encoder's -ELBO", before)
+        rows["amortization_gap"] = ("amortization", "what the steps gained")
     if "exact_nll" in r:
         size, change = f"{r['n_grid']} x {r['n_grid']}", f"{r['grid_change']:.4f}"
         grid = f"{size} grid, the last halving of its step moved it {change}"
@@ -116,6 +127,8 @@ def main() -> None:
     add("--binarize", choices=BINARIZE, help="default: as the checkpoint was trained")
     draws = cli.integer(1, 10**6)
     add("--n_importance_samples", type=draws, default=500, metavar="K", help="for the NLL")
+    refining = "steps of Adam that improve each image's posterior by its own -ELBO"
+    add("--n_refining_steps", type=cli.integer(0, 10**6), default=0, metavar="N", help=refining)
     add("--exact", action="store_true", help="2 dimensions: integrate over the prior, in fp32")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()

@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from data import batches, fixed_binarization, load_mnist
-from estimators import elbo_terms, posterior_noise, stratified_nll
+from estimators import elbo_terms, posterior_noise, posteriors, stratified_nll
 from loss import N_PIXELS, bernoulli_nll, negative_bound, squared_error
 from model import VAE, VAEConfig
 from optimizer import AdamW, learning_rate
@@ -126,8 +126,9 @@ def encoder_pace(logvar: Tensor, settings: Settings) -> float:
 
 def validate(model: VAE, images: Tensor, settings: Settings) -> dict[str, float]:
     """The same means, on images (N, 1, 28, 28) uint8 that training does not see."""
-    eps = posterior_noise(len(images), model.config.latent_dim)
-    terms = elbo_terms(model, images, eps, settings.precision)
+    q = posteriors(model, images, settings.precision)
+    eps = posterior_noise(*q.mu.shape)
+    terms = elbo_terms(model, images, q, eps, settings.precision)
     recon = terms.recon if settings.recon_loss == "bce" else terms.squared_error
     return figures("val", *(term.mean().item() for term in (recon, terms.kl, terms.recon)))
 

@@ -11,7 +11,7 @@ from conftest import TINY, read_rows
 
 from benchmarks import common, conventional, seeds, time_to_quality
 from data import load_mnist
-from estimators import active_units, elbo_terms, posterior_noise
+from estimators import active_units, elbo_terms, posterior_noise, posteriors
 from loss import bernoulli_nll, kl_divergence
 
 
@@ -103,11 +103,12 @@ def test_a_row_of_seeds_is_the_runs_best_epoch_and_its_test_figures(tmp_path, mo
     model, checkpoint = load_checkpoint(tmp_path / "best.pth")
     assert checkpoint["args"]["seed"] == row["seed"] == 889
     images, _ = load_mnist(DATA_DIR, "test")
-    terms = elbo_terms(model, images, posterior_noise(len(images), 2))
+    q = posteriors(model, images)
+    terms = elbo_terms(model, images, q, posterior_noise(len(images), 2))
     neg_elbo = (terms.recon + terms.kl).mean().item()
     assert row["test_neg_elbo"] == pytest.approx(neg_elbo, rel=0.01)  # evaluate.py may take bf16
     assert row["test_nll"] == pytest.approx(neg_elbo, rel=0.01)  # K = 1
-    assert row["active_units"] == active_units(terms.mu).sum()
+    assert row["active_units"] == active_units(q.mu).sum()
 
 
 def run_seeds(monkeypatch, path, *flags: str) -> None:

@@ -10,6 +10,7 @@ from conftest import log_joint_on_a_plane, random_model
 from torch.distributions import Independent, Normal, kl_divergence
 
 from estimators import (
+    Posteriors,
     active_units,
     aggregate_posterior_std,
     elbo_terms,
@@ -19,6 +20,7 @@ from estimators import (
     knn_accuracy,
     posterior_noise,
     posteriors,
+    refined_posteriors,
     stratified_nll,
 )
 from loss import bernoulli_nll, log_mean_exp
@@ -49,23 +51,29 @@ def test_results_are_a_plain_loop_over_the_images_for_any_batch_size(images, con
                 standard = Independent(Normal(torch.zeros(1, 3), torch.ones(1, 3)), 1)
                 kl = kl_divergence(posterior, standard)
             error = (pixels - image).square().sum().view(1)
-            truth.append((bernoulli_nll(model.decode(z), image), kl, error, mu, logvar))
+            truth.append((mu, logvar, bernoulli_nll(model.decode(z), image), kl, error))
     truth = [torch.cat(part).double() for part in zip(*truth, strict=True)]
     for batch_size in (7, 50):
-        terms = elbo_terms(model, x, eps, batch_size=batch_size)
-        torch.testing.assert_close([*terms], truth, rtol=1e-5, atol=1e-5)
-        found = posteriors(model, x, batch_size=batch_size)
-        torch.testing.assert_close(found, (terms.mu, terms.logvar), rtol=1e-5, atol=1e-5)
-    once = importance_weighted_nll(model, x[:20], 50)
+        q = posteriors(model, x, batch_size=batch_size)
+        terms = elbo_terms(model, x, q, eps, batch_size=batch_size)
+        torch.testing.assert_close([*q, *terms], truth, rtol=1e-5, atol=1e-5)
+    few = Posteriors(q.mu[:20], q.logvar[:20])
+    once, refined = (
+        importance_weighted_nll(model, x[:20], few, 50),
+        refined_posteriors(model, x[:20], few, 3),
+    )
     for batch_size in (7, 64):
-        nll = importance_weighted_nll(model, x[:20], 50, batch_size=batch_size)
+        nll = importance_weighted_nll(model, x[:20], few, 50, batch_size=batch_size)
         torch.testing.assert_close(nll, once, rtol=1e-6, atol=1e-4)
+        again = refined_posteriors(model, x[:20], few, 3, batch_size=batch_size)
+        torch.testing.assert_close(again, refined, rtol=1e-5, atol=1e-4)
 
 
 def test_the_bounds_are_in_order_and_the_nll_meets_the_exact_integral(model, images):
     """-ELBO >= L_50 >= L_2000 >= exact, and L_2000 within 0.1 nats of it."""
-    terms = elbo_terms(model, images, posterior_noise(100, 2))
-    few, many = (importance_weighted_nll(model, images, k, batch_size=5000) for k in (50, 2000))
+    q = posteriors(model, images)
+    terms = elbo_terms(model, images, q, posterior_noise(100, 2))
+    few, many = (importance_weighted_nll(model, images, q, k, batch_size=5000) for k in (50, 2000))
     exact, _, change = exact_nll(model, images, 64)
     assert change < 0.01
     assert (terms.recon + terms.kl).mean() > few.mean() > many.mean()
@@ -77,9 +85,41 @@ def test_an_encoder_that_misses_modes_is_found_out(model, images):
     exact, _, _ = exact_nll(model, images[:50], 64)
     shifted_and_too_sure = torch.tensor([3.0, 0.0, -8.0, -8.0])
     model.encoder[-1].bias.data += shifted_and_too_sure
-    misled = importance_weighted_nll(model, images[:50], 500, batch_size=5000)
+    q = posteriors(model, images[:50])
+    misled = importance_weighted_nll(model, images[:50], q, 500, batch_size=5000)
     assert misled.mean() > exact.mean() + 1
     assert (misled > exact - 0.1).all()
+
+
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_refining_finds_the_prior_where_the_decoder_ignores_z(images, prior):
+    """There the best posterior is p(z); a flow whose last layers are 0 is N(0, I) too."""
+    model, x = random_model(latent_dim=3, prior=prior), images[:20]
+    torch.nn.init.zeros_(model.decoder[-1].weight)
+    for coupling in getattr(model.prior, "couplings", ()):
+        torch.nn.init.zeros_(coupling.net[-1].weight)
+        torch.nn.init.zeros_(coupling.net[-1].bias)
+    encoder = Posteriors(torch.full((20, 3), 0.7).double(), torch.full((20, 3), -1.0).double())
+    refined = refined_posteriors(model, x, encoder, 200)
+    for q, low, high in ((encoder, 1.0, 3.0), (refined, 0.0, 0.1)):
+        kl = kl_divergence(Normal(q.mu, torch.exp(0.5 * q.logvar)), Normal(0.0, 1.0)).sum(dim=1)
+        assert low <= kl.min()
+        assert kl.max() < high
+
+
+def test_refining_mends_an_encoder_and_the_bounds_stay_bounds(model, images):
+    """A shifted and too narrow posterior comes near the true one, never below the exact NLL."""
+    exact, _, _ = exact_nll(model, images, 64)
+    good = posteriors(model, images)
+    misled = Posteriors(good.mu + 0.5, good.logvar - 1)
+    refined = refined_posteriors(model, images, misled, 100)
+
+    def neg_elbo(q: Posteriors) -> float:
+        draws = torch.randn(20, 100, 2, generator=torch.Generator().manual_seed(0))
+        terms = [elbo_terms(model, images, q, eps) for eps in draws]
+        return sum((term.recon + term.kl).mean().item() for term in terms) / 20
+
+    assert exact.mean() < neg_elbo(refined) < neg_elbo(good) < neg_elbo(misled)
 
 
 def test_the_exact_nll_of_a_decoder_that_ignores_z_is_its_nll(images):
@@ -101,7 +141,7 @@ def test_the_exact_nll_is_a_plain_sum_over_z_and_the_estimate_meets_it(images, p
     exact, n_grid, _ = exact_nll(model, images[:3], 4)
     torch.testing.assert_close(exact, truth, atol=1e-3, rtol=0)
     assert n_grid >= 16  # the sums of more than one halving went into it
-    estimate = importance_weighted_nll(model, images[:3], 20_000)
+    estimate = importance_weighted_nll(model, images[:3], posteriors(model, images[:3]), 20_000)
     torch.testing.assert_close(estimate, truth, atol=0.1, rtol=0)
     x, rng = images[:3].flatten(1) / 255, torch.Generator().manual_seed(0)
     # p(x) is estimated without bias, however coarse the cells are.

@@ -12,7 +12,8 @@ import data
 import evaluate
 
 MEANS = ("recon", "kl", "neg_elbo", "nll", "gap", "exact_nll", "nll_above_exact")
-OTHERS = {"n_images", "n_importance_samples", "binarize", "prior", "latent_dim"}
+MEANS += ("encoder_neg_elbo", "amortization_gap")
+OTHERS = {*evaluate.COUNTS, "binarize", "prior", "latent_dim"}
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def run(monkeypatch, capsys):
 
 
 def test_the_table_and_the_json_object_hold_every_figure(run, tiny_run, capsys):
-    flags = "--n_images 100 --binarize dynamic --exact --json"
+    flags = "--n_images 100 --binarize dynamic --exact --n_refining_steps 20 --json"
     result = json.loads(run("--model_params", tiny_run / "best.pth", flags))
     evaluate.print_table(result)
     table = capsys.readouterr().out
@@ -39,6 +40,12 @@ def test_the_table_and_the_json_object_hold_every_figure(run, tiny_run, capsys):
     assert result["neg_elbo"] == pytest.approx(result["recon"] + result["kl"])
     assert result["gap"] == pytest.approx(result["neg_elbo"] - result["nll"])
     assert result["neg_elbo"] > result["nll"] > result["exact_nll"] - 0.01
+    plain = json.loads(
+        run("--model_params", tiny_run / "best.pth", "--n_images 100 --binarize dynamic --json")
+    )
+    assert result["encoder_neg_elbo"] == plain["neg_elbo"] > result["neg_elbo"]
+    assert result["knn_accuracy"] == plain["knn_accuracy"]
+    assert result["amortization_gap"] == pytest.approx(plain["neg_elbo"] - result["neg_elbo"])
     assert 0.1 < result["knn_accuracy"] < 1
     for name in MEANS:
         assert f"{result[name]:.3f} +- {result[f'{name}_stderr']:.3f}" in table

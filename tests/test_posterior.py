@@ -13,7 +13,7 @@ from torch.distributions import (
     Normal,
 )
 
-from estimators import COARSEST_GRID, GRID_LIMIT, elbo_terms, posterior_noise
+from estimators import COARSEST_GRID, GRID_LIMIT, elbo_terms, posterior_noise, posteriors
 from posterior import (
     Posterior,
     effective_modes,
@@ -40,7 +40,7 @@ def test_evidence_less_elbo_is_the_kl_of_a_plain_sum_over_z(images, prior):
     assert kl.min() > 0.1
 
     many = images[:1].expand(4000, 1, 28, 28)
-    terms = elbo_terms(model, many, posterior_noise(4000, 2))
+    terms = elbo_terms(model, many, posteriors(model, many), posterior_noise(4000, 2))
     noisy = -(terms.recon + terms.kl)
     error = noisy.std().item() / math.sqrt(4000)
     assert exact_elbo(model, images[:1]).item() == pytest.approx(noisy.mean().item(), abs=4 * error)

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import fixed_binarization, load_mnist, to_float
-from estimators import elbo_terms, posterior_noise
+from estimators import elbo_terms, posterior_noise, posteriors
 from model import VAE
 from papers.auto_encoding_variational_bayes.experiment import (
     N_TRIAL_CHUNKS,
@@ -89,7 +89,8 @@ class Splits:
 
 def bound(model: VAE, images: Tensor, is_last: bool = False) -> dict[str, float]:
     """The ELBO of images (N, 1, 28, 28) uint8, one posterior draw each: nats per image."""
-    terms = elbo_terms(model, images, posterior_noise(len(images), model.config.latent_dim))
+    q = posteriors(model, images)
+    terms = elbo_terms(model, images, q, posterior_noise(*q.mu.shape))
     return {"bound": -(terms.recon + terms.kl).mean().item()}
 
 
