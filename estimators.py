@@ -42,7 +42,7 @@ class ElboTerms(NamedTuple):
     squared_error: Tensor  # (N,)
 
 
-class Posteriors(NamedTuple):
+class Gaussians(NamedTuple):
     """q(z|x) = N(mu, diag exp(logvar)) of N images: the encoder's, or better ones."""
 
     mu: Tensor  # (N, L)
@@ -52,24 +52,24 @@ class Posteriors(NamedTuple):
 @torch.no_grad()  # inference_mode would make tensors that `refined_posteriors` cannot start from
 def posteriors(
     model: VAE, images: Tensor, precision: str = "fp32", batch_size: int = 1000
-) -> Posteriors:
+) -> Gaussians:
     """The encoder's q(z|x) of each image."""
     model.eval()
     parts = []
     for chunk in images.split(batch_size):
         with autocast(precision, model.device):
             parts.append(model.encode(to_float(chunk.to(model.device))))
-    return Posteriors(*(torch.cat(part).cpu().double() for part in zip(*parts, strict=True)))
+    return Gaussians(*(torch.cat(part).cpu().double() for part in zip(*parts, strict=True)))
 
 
 def refined_posteriors(
     model: VAE,
     images: Tensor,
-    q: Posteriors,
+    q: Gaussians,
     n_steps: int,
     precision: str = "fp32",
     batch_size: int = 1000,
-) -> Posteriors:
+) -> Gaussians:
     """A better q(z|x) for each image: `n_steps` of Adam on its own -ELBO, from `q` on.
 
     What that gains is the amortization gap, the price of one encoder for all images (Cremer et al.
@@ -95,7 +95,7 @@ def refined_posteriors(
             change.grad = torch.autograd.grad(neg_elbo.mean(), change)[0]
             optimizer.step(REFINING_LR * decay(step / n_steps))
         parts.append((torch.stack((mu, logvar)) + scale * change).detach())
-    return Posteriors(*torch.cat(parts, dim=1).cpu().double())
+    return Gaussians(*torch.cat(parts, dim=1).cpu().double())
 
 
 def posterior_noise(n: int, latent_dim: int) -> Tensor:
@@ -107,7 +107,7 @@ def posterior_noise(n: int, latent_dim: int) -> Tensor:
 def elbo_terms(
     model: VAE,
     images: Tensor,
-    q: Posteriors,
+    q: Gaussians,
     eps: Tensor,
     precision: str = "fp32",
     batch_size: int = 1000,
@@ -158,7 +158,7 @@ def kl_of_dimensions(mu: Tensor, logvar: Tensor, prior: str) -> Tensor:
 def importance_weighted_nll(
     model: VAE,
     images: Tensor,
-    q: Posteriors,
+    q: Gaussians,
     n_samples: int,
     precision: str = "fp32",
     batch_size: int = 1000,

@@ -106,7 +106,7 @@ def print_table(r: dict) -> None:
     for key, (name, meaning) in rows.items():
         print(f"  {name:<16}{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}  {meaning}".rstrip())
     if r.get("nll_above_exact", 0) > SMALL_GAP + 2 * r.get("nll_above_exact_stderr", 0):
-        print("  note: K is too small, or the encoder misses modes of the true posterior")
+        print("  note: K is too small, or posteriors are far from the true ones")
     units = f"{r['active_units']} of {r['latent_dim']}"
     print(f"\n  active units {units} (variance of mu over images > {ACTIVE_VARIANCE})")
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
@@ -128,7 +128,7 @@ def main() -> None:
     draws = cli.integer(1, 10**6)
     add("--n_importance_samples", type=draws, default=500, metavar="K", help="for the NLL")
     refining = "steps of Adam that improve each image's posterior by its own -ELBO"
-    add("--n_refining_steps", type=cli.integer(0, 10**6), default=0, metavar="N", help=refining)
+    add("--n_refining_steps", type=cli.integer(0, 1000), default=0, metavar="N", help=refining)
     add("--exact", action="store_true", help="2 dimensions: integrate over the prior, in fp32")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()

@@ -40,7 +40,7 @@ class Posterior(NamedTuple):
     log_evidence: float  # log p(x), in nats
 
 
-def refined_posterior(log_joint_at: Callable[[Tensor], Tensor], coarse: Tensor) -> Posterior:
+def adaptive_posterior(log_joint_at: Callable[[Tensor], Tensor], coarse: Tensor) -> Posterior:
     """Halves the cells of a coarse grid where p(u|x) is, until they are many and log p(x) is still.
 
     `log_joint_at` is log p(x, u) at points u (P, 2) -> (P,), and `coarse` (n, n) its values at the
@@ -88,7 +88,7 @@ def true_posteriors(
     for batch in to_float(images.to(model.device)).flatten(1).split(batch_size):
         coarse = torch.cat([log_joint(model, batch, u) for u in points.split(4096)], dim=1)
         for x, values in zip(batch, coarse, strict=True):
-            yield refined_posterior(
+            yield adaptive_posterior(
                 lambda u, x=x: log_joint(model, x[None], u)[0], values.view(n_grid, n_grid)
             )
 

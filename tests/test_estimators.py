@@ -10,7 +10,7 @@ from conftest import log_joint_on_a_plane, random_model
 from torch.distributions import Independent, Normal, kl_divergence
 
 from estimators import (
-    Posteriors,
+    Gaussians,
     active_units,
     aggregate_posterior_std,
     elbo_terms,
@@ -57,7 +57,7 @@ def test_results_are_a_plain_loop_over_the_images_for_any_batch_size(images, con
         q = posteriors(model, x, batch_size=batch_size)
         terms = elbo_terms(model, x, q, eps, batch_size=batch_size)
         torch.testing.assert_close([*q, *terms], truth, rtol=1e-5, atol=1e-5)
-    few = Posteriors(q.mu[:20], q.logvar[:20])
+    few = Gaussians(q.mu[:20], q.logvar[:20])
     once, refined = (
         importance_weighted_nll(model, x[:20], few, 50),
         refined_posteriors(model, x[:20], few, 3),
@@ -99,7 +99,7 @@ def test_refining_finds_the_prior_where_the_decoder_ignores_z(images, prior):
     for coupling in getattr(model.prior, "couplings", ()):
         torch.nn.init.zeros_(coupling.net[-1].weight)
         torch.nn.init.zeros_(coupling.net[-1].bias)
-    encoder = Posteriors(torch.full((20, 3), 0.7).double(), torch.full((20, 3), -1.0).double())
+    encoder = Gaussians(torch.full((20, 3), 0.7).double(), torch.full((20, 3), -1.0).double())
     refined = refined_posteriors(model, x, encoder, 200)
     for q, low, high in ((encoder, 1.0, 3.0), (refined, 0.0, 0.1)):
         kl = kl_divergence(Normal(q.mu, torch.exp(0.5 * q.logvar)), Normal(0.0, 1.0)).sum(dim=1)
@@ -111,10 +111,10 @@ def test_refining_mends_an_encoder_and_the_bounds_stay_bounds(model, images):
     """A shifted and too narrow posterior comes near the true one, never below the exact NLL."""
     exact, _, _ = exact_nll(model, images, 64)
     good = posteriors(model, images)
-    misled = Posteriors(good.mu + 0.5, good.logvar - 1)
+    misled = Gaussians(good.mu + 0.5, good.logvar - 1)
     refined = refined_posteriors(model, images, misled, 100)
 
-    def neg_elbo(q: Posteriors) -> float:
+    def neg_elbo(q: Gaussians) -> float:
         draws = torch.randn(20, 100, 2, generator=torch.Generator().manual_seed(0))
         terms = [elbo_terms(model, images, q, eps) for eps in draws]
         return sum((term.recon + term.kl).mean().item() for term in terms) / 20

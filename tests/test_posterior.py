@@ -16,10 +16,10 @@ from torch.distributions import (
 from estimators import COARSEST_GRID, GRID_LIMIT, elbo_terms, posterior_noise, posteriors
 from posterior import (
     Posterior,
+    adaptive_posterior,
     effective_modes,
     exact_elbo,
     modes,
-    refined_posterior,
     true_posteriors,
 )
 
@@ -50,7 +50,7 @@ def posterior_of(density: torch.distributions.Distribution) -> Posterior:
     """That of a toy model whose log p(x, u) is such a density, 100 nats lower."""
     axis = (torch.arange(COARSEST_GRID) + 0.5) * (2 * GRID_LIMIT / COARSEST_GRID) - GRID_LIMIT
     coarse = density.log_prob(torch.cartesian_prod(axis, axis)).view(COARSEST_GRID, -1) - 100
-    return refined_posterior(lambda u: density.log_prob(u) - 100, coarse)
+    return adaptive_posterior(lambda u: density.log_prob(u) - 100, coarse)
 
 
 @pytest.mark.parametrize("deviations", [(0.007, 0.007), (0.01, 0.3), (1.0, 0.5)])
