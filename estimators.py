@@ -1,4 +1,4 @@
-"""What one computes about a model: ELBO terms, posteriors, log p(x) by sampling and by integration.
+"""What one computes about a model: posteriors, ELBO terms, log p(x) by sampling and by integration.
 
 Images are uint8 (N, 1, 28, 28) anywhere; figures are float64 on the CPU, in nats per image.
 """
@@ -26,7 +26,7 @@ from model import VAE
 from optimizer import AdamW, decay
 
 NOISE_SEED, REFINING_SEED = 0, 1  # of the posterior draws, the same for every model and run
-REFINING_DRAWS, REFINING_LR = 4, 0.2  # of z in a step; the first step's length in deviations
+REFINING_DRAWS, REFINING_LR = 4, 0.2  # of z in a step, in pairs; of mu / std and of logvar
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^2; the prior's mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
@@ -49,7 +49,7 @@ class Gaussians(NamedTuple):
     logvar: Tensor  # (N, L)
 
 
-@torch.no_grad()  # inference_mode would make tensors that `refined_posteriors` cannot start from
+@torch.inference_mode()
 def posteriors(
     model: VAE, images: Tensor, precision: str = "fp32", batch_size: int = 1000
 ) -> Gaussians:
@@ -70,31 +70,33 @@ def refined_posteriors(
     precision: str = "fp32",
     batch_size: int = 1000,
 ) -> Gaussians:
-    """A better q(z|x) for each image: `n_steps` of Adam on its own -ELBO, from `q` on.
+    """Each image's q(z|x) after `n_steps` of Adam on its own -ELBO, which start from `q`.
 
-    What that gains is the amortization gap, the price of one encoder for all images (Cremer et al.
-    2018, https://arxiv.org/abs/1801.03558). Each step has REFINING_DRAWS new draws of z, half of
-    them mirrored. They depend on the image's number alone, and no figure is computed from them.
+    What they gain is a part of the amortization gap, the price of one encoder for all images
+    (Cremer et al. 2018, https://arxiv.org/abs/1801.03558). Each step has REFINING_DRAWS new draws
+    of z, half of them mirrored. They depend on the image's number alone, and no figure is computed
+    from them.
     """
     parts, size = [], (n_steps, REFINING_DRAWS // 2, q.mu.shape[1])
     indices = torch.arange(len(images)).split(max(1, batch_size // REFINING_DRAWS))
     for index in tqdm(indices, desc="refining", leave=False, disable=None):
         x = to_float(images[index].to(model.device))  # (B, 1, 28, 28)
-        mu, logvar = (part[index].float().to(model.device) for part in q)  # (B, L) each
-        scale = torch.stack((torch.exp(0.5 * logvar), torch.ones_like(logvar)))  # of a step
-        change = torch.zeros_like(scale, requires_grad=True)  # of mu and logvar: (2, B, L)
+        start = torch.stack([part[index] for part in q]).float().to(model.device)  # (2, B, L)
+        scale = torch.stack((torch.exp(0.5 * start[1]), torch.ones_like(start[1])))  # of a step
+        change = torch.zeros_like(start, requires_grad=True)  # of mu and logvar
         optimizer = AdamW([change], weight_decay=0)
         rngs = (rng(NOISE_SEED, int(i), REFINING_SEED) for i in index)
         noise = torch.stack([torch.randn(size, generator=r) for r in rngs], dim=2)
         for step, half in enumerate(noise.to(model.device)):  # (K / 2, B, L)
-            better = torch.stack((mu, logvar)) + scale * change
-            z = model.reparameterize(*better, torch.cat((half, -half)))  # (K, B, L)
+            mu, logvar = start + scale * change  # (B, L) each
+            z = model.reparameterize(mu, logvar, torch.cat((half, -half)))  # (K, B, L)
             with autocast(precision, model.device):
                 logits = model.decode(z)  # (K, B, 1, 28, 28)
-            neg_elbo = bernoulli_nll(logits, x) + model.prior.kl(*better, z)  # (K, B)
-            change.grad = torch.autograd.grad(neg_elbo.mean(), change)[0]
+            kl = torch.cat([model.prior.kl(mu, logvar, draw[None]) for draw in z])  # (K, B)
+            neg_elbo = (bernoulli_nll(logits, x) + kl).mean(dim=0)  # (B,)
+            change.grad = torch.autograd.grad(neg_elbo.sum(), change)[0]
             optimizer.step(REFINING_LR * decay(step / n_steps))
-        parts.append((torch.stack((mu, logvar)) + scale * change).detach())
+        parts.append((start + scale * change).detach())
     return Gaussians(*torch.cat(parts, dim=1).cpu().double())
 
 
@@ -118,9 +120,10 @@ def elbo_terms(
     """
     model.eval()
     parts = []
-    for index in torch.arange(len(images)).split(batch_size):
-        x = to_float(images[index].to(model.device))  # (B, 1, 28, 28)
-        mu, logvar, noise = (part[index].float().to(model.device) for part in (*q, eps))  # (B, L)
+    batches = (part.split(batch_size) for part in (images, *q, eps))
+    for chunk, *rest in zip(*batches, strict=True):
+        x = to_float(chunk.to(model.device))  # (B, 1, 28, 28)
+        mu, logvar, noise = (part.float().to(model.device) for part in rest)  # (B, L) each
         z = model.reparameterize(mu, logvar, noise)  # (B, L)
         with autocast(precision, model.device):
             logits = model.decode(z)  # (B, 1, 28, 28)

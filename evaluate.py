@@ -56,7 +56,7 @@ def evaluate(args: Namespace) -> dict:
     if args.n_refining_steps > 0:
         before = estimators.elbo_terms(model, images, encoder, eps, **how)
         per_image["encoder_neg_elbo"] = before.recon + before.kl
-        per_image["amortization_gap"] = before.recon + before.kl - neg_elbo
+        per_image["refining_gain"] = per_image["encoder_neg_elbo"] - neg_elbo
     if args.exact:
         exact, result["n_grid"], result["grid_change"] = estimators.exact_nll(model, images)
         per_image |= {"exact_nll": exact, "nll_above_exact": nll - exact}
@@ -96,9 +96,9 @@ def print_table(r: dict) -> None:
         "gap": ("gap", "-ELBO minus NLL"),
     }
     if r["n_refining_steps"] > 0:
-        before = f"without the {r['n_refining_steps']} steps that refined each posterior"
-        rows["encoder_neg_elbo"] = ("encoder's -ELBO", before)
-        rows["amortization_gap"] = ("amortization", "what the steps gained")
+        steps = f"{r['n_refining_steps']} steps on each image's posterior"
+        rows["encoder_neg_elbo"] = ("encoder's -ELBO", f"before {steps}")
+        rows["refining_gain"] = ("refining", "what they gained; below are figures of the encoder")
     if "exact_nll" in r:
         size, change = f"{r['n_grid']} x {r['n_grid']}", f"{r['grid_change']:.4f}"
         grid = f"{size} grid, the last halving of its step moved it {change}"
@@ -106,7 +106,7 @@ def print_table(r: dict) -> None:
     for key, (name, meaning) in rows.items():
         print(f"  {name:<16}{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}  {meaning}".rstrip())
     if r.get("nll_above_exact", 0) > SMALL_GAP + 2 * r.get("nll_above_exact_stderr", 0):
-        print("  note: K is too small, or posteriors are far from the true ones")
+        print("  note: K is too small, or the posteriors are far from the true ones")
     units = f"{r['active_units']} of {r['latent_dim']}"
     print(f"\n  active units {units} (variance of mu over images > {ACTIVE_VARIANCE})")
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
