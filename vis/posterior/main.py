@@ -24,16 +24,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import to_float
+from estimators import Gaussians, refined_posteriors
 from posterior import MODE_MASS, Posterior, effective_modes, exact_elbo, modes, true_posteriors
 from vis.common import DIGIT_COLOURS, NotApplicable, Subject, make_parser, plt, save_figure
 
 N_CHOSEN_FROM, N_SUMMARISED = 100, 1000  # test images, unless --n_images says otherwise
+N_REFINING_STEPS = 100
 LEVELS = [k**2 / 2 for k in range(5)]  # nats below the peak: a Gaussian's first four deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 5, "markeredgecolor": "black", "markeredgewidth": 0.7}
 LEGEND = {  # what each picture of draw_gap shows
     "true posterior p(z|x): one to four deviations": {"color": BLUE, "linewidth": 8},
     "encoder's q(z|x): mean, one and two deviations": {"color": RED, **DOT},
+    f"the same after {N_REFINING_STEPS} refining steps": {"color": RED, "linestyle": "--"},
     "p's highest mode": {"color": YELLOW, "linestyle": "none", **DOT},
 }
 
@@ -72,25 +75,29 @@ def choose(n_modes: list[float], kl: list[float]) -> list[int]:
     return chosen
 
 
-def rings(subject: Subject, index: int) -> list[Tensor]:
-    """The encoder's contours at one and two deviations, (200, 2) each."""
+def rings(subject: Subject, q: Gaussians) -> list[Tensor]:
+    """The contours of one Gaussian, mu and logvar (1, 2), at one and two deviations: (200, 2)."""
     angle = torch.linspace(0, 2 * math.pi, 200)
     circle = torch.stack((angle.cos(), angle.sin()), dim=1)
-    mu, std = subject.mu[index], torch.exp(0.5 * subject.logvar[index])
-    return [subject.model.prior.to_normal(mu + std * radius * circle)[0] for radius in (1, 2)]
+    std = torch.exp(0.5 * q.logvar)
+    return [subject.model.prior.to_normal(q.mu + std * radius * circle)[0] for radius in (1, 2)]
 
 
 def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
     """The plane of one test image; below it the image and its two reconstructions."""
     plane, *strip = figure.subplot_mosaic("aaa;bcd", height_ratios=(3, 1)).values()
-    mean, mode, curves = subject.u[index], gap.points[0], rings(subject, index)
+    mean, mode = subject.u[index], gap.points[0]
+    encoder = Gaussians(subject.mu[[index]], subject.logvar[[index]])
+    refined = refined_posteriors(subject.model, subject.images[[index]], encoder, N_REFINING_STEPS)
+    curves = {"-": rings(subject, encoder), "--": rings(subject, refined)}
     depth = gap.posterior.log_density.max() - gap.posterior.log_density
     plane.tricontourf(*gap.posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
-    for curve in curves:
-        plane.plot(*curve.T, color=RED, linewidth=1.5)
+    for style, pair in curves.items():
+        for curve in pair:
+            plane.plot(*curve.T, color=RED, linewidth=1.5, linestyle=style)
     plane.plot(*mean, color=RED, **DOT)
     plane.plot(*mode, color=YELLOW, **DOT)
-    shown = torch.cat((gap.posterior.u[depth < LEVELS[-1]], *curves))
+    shown = torch.cat((gap.posterior.u[depth < LEVELS[-1]], *curves["-"], *curves["--"]))
     low, high = shown.amin(dim=0), shown.amax(dim=0)
     centre, half = (low + high) / 2, 0.55 * (high - low).max()
     (left, bottom), (right, top) = centre - half, centre + half
@@ -118,7 +125,7 @@ def draw_gaps(subject: Subject, indices: list[int], gaps: list[Gap], save_dir: P
     for panel, index, gap in zip(panels, indices, gaps, strict=False):
         draw_gap(panel, subject, index, gap)
     lines = [Line2D([], [], label=label, **look) for label, look in LEGEND.items()]
-    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
+    figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     save_figure(figure, save_dir, "posterior")
 
 
