@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from data import SPLITS, load_mnist, to_float
-from estimators import exact_nll
+from estimators import Gaussians, exact_nll
 from model import VAE, VAEConfig
 from optimizer import AdamW
 from train import build, train_one_epoch, validate
@@ -236,11 +236,10 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_the_rings_are_the_encoders_deviations(prior):
+def test_the_rings_are_the_deviations_of_a_gaussian(prior):
     model = random_model(prior=prior)
     mu, logvar = torch.tensor([[0.5, -1.0]]), torch.tensor([[-2.0, -4.0]])
-    subject = SimpleNamespace(model=model, mu=mu, logvar=logvar)
-    for deviations, ring in enumerate(rings(subject, 0), start=1):
+    for deviations, ring in enumerate(rings(model, Gaussians(mu, logvar)), start=1):
         with torch.no_grad():
             eps = (model.prior.from_normal(ring) - mu) * torch.exp(-0.5 * logvar)
         torch.testing.assert_close(eps.norm(dim=1), torch.full((200,), float(deviations)))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from data import to_float
 from estimators import Gaussians, refined_posteriors
+from model import VAE
 from posterior import MODE_MASS, Posterior, effective_modes, exact_elbo, modes, true_posteriors
 from vis.common import DIGIT_COLOURS, NotApplicable, Subject, make_parser, plt, save_figure
 
@@ -75,12 +76,12 @@ def choose(n_modes: list[float], kl: list[float]) -> list[int]:
     return chosen
 
 
-def rings(subject: Subject, q: Gaussians) -> list[Tensor]:
+def rings(model: VAE, q: Gaussians) -> list[Tensor]:
     """The contours of one Gaussian, mu and logvar (1, 2), at one and two deviations: (200, 2)."""
     angle = torch.linspace(0, 2 * math.pi, 200)
     circle = torch.stack((angle.cos(), angle.sin()), dim=1)
     std = torch.exp(0.5 * q.logvar)
-    return [subject.model.prior.to_normal(q.mu + std * radius * circle)[0] for radius in (1, 2)]
+    return [model.prior.to_normal(q.mu + std * radius * circle)[0] for radius in (1, 2)]
 
 
 def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
@@ -89,7 +90,7 @@ def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
     mean, mode = subject.u[index], gap.points[0]
     encoder = Gaussians(subject.mu[[index]], subject.logvar[[index]])
     refined = refined_posteriors(subject.model, subject.images[[index]], encoder, N_REFINING_STEPS)
-    curves = {"-": rings(subject, encoder), "--": rings(subject, refined)}
+    curves = {"-": rings(subject.model, encoder), "--": rings(subject.model, refined)}
     depth = gap.posterior.log_density.max() - gap.posterior.log_density
     plane.tricontourf(*gap.posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
     for style, pair in curves.items():
