@@ -10,9 +10,8 @@ import torch
 from conftest import log_joint_on_a_plane, random_model
 from torch.distributions import Independent, Normal, kl_divergence
 
+import estimators
 from estimators import (
-    NOISE_SEED,
-    REFINING_SEED,
     Gaussians,
     active_units,
     aggregate_posterior_std,
@@ -125,10 +124,25 @@ def test_refining_mends_an_encoder_and_the_bounds_stay_bounds(model, images, pri
     assert exact.mean() < neg_elbo(refined) < min(neg_elbo(good), neg_elbo(misled))
 
 
-def test_no_figure_has_the_draws_of_the_refinement():
+def test_no_figure_has_the_draws_of_the_refinement(model, images, monkeypatch):
     """It would be too good: the posterior fits the draws that it has seen."""
-    streams = [(NOISE_SEED,), (NOISE_SEED, 7), (NOISE_SEED, 7, REFINING_SEED)]
-    assert len({torch.randn(1, generator=rng(*seeds)).item() for seeds in streams}) == 3
+    streams = set()
+
+    def recorded(*seeds: int) -> torch.Generator:
+        generator = rng(*seeds)
+        streams.add(generator.initial_seed())
+        return generator
+
+    monkeypatch.setattr(estimators, "rng", recorded)
+    q = posteriors(model, images)
+    refined_posteriors(model, images, q, 1)
+    of_refinement = streams.copy()
+    streams.clear()
+    elbo_terms(model, images, q, posterior_noise(100, 2))
+    importance_weighted_nll(model, images, q, 1)
+    assert len(of_refinement) == 100
+    assert len(streams) == 100  # rng(0) of all images is rng(0, 0) of the first
+    assert not of_refinement & streams
 
 
 def test_the_exact_nll_of_a_decoder_that_ignores_z_is_its_nll(images):

@@ -1,4 +1,4 @@
-"""Where the encoder is wrong: the true posterior p(z|x), and the encoder's Gaussian over it.
+"""Where the encoder is wrong: the true posterior p(z|x), and the encoder's Gaussian, refined too.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
@@ -90,15 +90,14 @@ def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
     mean, mode = subject.u[index], gap.points[0]
     encoder = Gaussians(subject.mu[[index]], subject.logvar[[index]])
     refined = refined_posteriors(subject.model, subject.images[[index]], encoder, N_REFINING_STEPS)
-    curves = {"-": rings(subject.model, encoder), "--": rings(subject.model, refined)}
+    solid, dashed = (rings(subject.model, q) for q in (encoder, refined))
     depth = gap.posterior.log_density.max() - gap.posterior.log_density
     plane.tricontourf(*gap.posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
-    for style, pair in curves.items():
-        for curve in pair:
-            plane.plot(*curve.T, color=RED, linewidth=1.5, linestyle=style)
+    for curve, style in zip(solid + dashed, ("-", "-", "--", "--"), strict=True):
+        plane.plot(*curve.T, color=RED, linewidth=1.5, linestyle=style)
     plane.plot(*mean, color=RED, **DOT)
     plane.plot(*mode, color=YELLOW, **DOT)
-    shown = torch.cat((gap.posterior.u[depth < LEVELS[-1]], *curves["-"], *curves["--"]))
+    shown = torch.cat((gap.posterior.u[depth < LEVELS[-1]], *solid, *dashed))
     low, high = shown.amin(dim=0), shown.amax(dim=0)
     centre, half = (low + high) / 2, 0.55 * (high - low).max()
     (left, bottom), (right, top) = centre - half, centre + half
