@@ -46,8 +46,9 @@ def evaluate(args: Namespace) -> dict:
     order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
     images, labels = fixed_binarization(images, mode)[order], labels[order]
-    encoder = estimators.posteriors(model, images, **how)
-    q = estimators.refined_posteriors(model, images, encoder, args.n_refining_steps, **how)
+    q = encoder = estimators.posteriors(model, images, **how)
+    if args.n_refining_steps > 0:
+        q = estimators.refined_posteriors(model, images, q, args.n_refining_steps, **how)
     terms = estimators.elbo_terms(model, images, q, eps, **how)
     nll = estimators.importance_weighted_nll(model, images, q, args.n_importance_samples, **how)
     neg_elbo = terms.recon + terms.kl

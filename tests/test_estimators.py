@@ -8,6 +8,7 @@ from utils.device import rng
 import pytest
 import torch
 from conftest import log_joint_on_a_plane, random_model
+from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 import estimators
@@ -20,6 +21,7 @@ from estimators import (
     importance_weighted_nll,
     kl_of_dimensions,
     knn_accuracy,
+    likelier_starts,
     posterior_noise,
     posteriors,
     refined_posteriors,
@@ -124,6 +126,27 @@ def test_refining_mends_an_encoder_and_the_bounds_stay_bounds(model, images, pri
     assert exact.mean() < neg_elbo(refined) < min(neg_elbo(good), neg_elbo(misled))
 
 
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_a_refinement_starts_where_no_place_is_much_likelier(model, images, prior):
+    """As a scan of the plane says, even if the encoder is far off; and never at a worse place."""
+    model = model if prior == "normal" else random_model(prior="flow")
+    x, uint8 = images[:3] / 255, images[:3]
+    z, scan = log_joint_on_a_plane(model, x)  # (G, 2), (G, 3)
+    best = Gaussians(z[scan.argmax(dim=0)].double(), torch.full((3, 2), -1.0).double())
+    lost = Gaussians(torch.full((3, 2), 6.0).double(), best.logvar)
+
+    def log_joint(mu: Tensor) -> Tensor:
+        with torch.no_grad():
+            nll = bernoulli_nll(model.decode(mu.float()), x)
+        return model.prior.log_prob(mu.float()).detach() - nll
+
+    from_best, from_lost = (likelier_starts(model, uint8, q) for q in (best, lost))
+    assert (log_joint(from_best.mu) > scan.amax(dim=0) - 1e-3).all()
+    assert (log_joint(from_lost.mu) > scan.amax(dim=0) - 0.3).all()
+    assert (log_joint(lost.mu) < scan.amax(dim=0) - 5).all()
+    assert torch.equal(from_lost.logvar, lost.logvar)
+
+
 def test_no_figure_has_the_draws_of_the_refinement(model, images, monkeypatch):
     """It would be too good: the posterior fits the draws that it has seen."""
     streams = set()
@@ -140,7 +163,7 @@ def test_no_figure_has_the_draws_of_the_refinement(model, images, monkeypatch):
     streams.clear()
     elbo_terms(model, images, q, posterior_noise(100, 2))
     importance_weighted_nll(model, images, q, 1)
-    assert len(of_refinement) == 100
+    assert len(of_refinement) == 101  # one stream more for where it may start
     assert len(streams) == 100  # rng(0) of all images is rng(0, 0) of the first
     assert not of_refinement & streams
 
