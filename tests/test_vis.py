@@ -178,13 +178,15 @@ def test_all_of_a_traversal_is_closer_to_a_digit_than_to_nothing(draw, name):
     assert distance(decoded(model, elsewhere).flatten(1)).max() > 1.1  # such noise is noticed
 
 
-def test_reconstructions_stand_below_their_images(draw, tmp_path):
+@pytest.mark.parametrize("binarize", ["none", "threshold"])
+def test_reconstructions_stand_below_their_images(draw, tmp_path, binarize):
     model = random_model()
-    path = save_model(tmp_path / "model.pth", model)
+    path = save_model(tmp_path / "model.pth", model, binarize=binarize)
     images, _ = load_mnist(DATA_DIR, "test")
     save_grid(to_float(images[3:4]), 1, tmp_path / "own.png")
     drawn = draw("reconstruct", path, f"--image {tmp_path / 'own.png'}")
     own = to_float(read_image(tmp_path / "own.png")[None])
+    own = own if binarize == "none" else (own > 0.5).float()
     assert drawn.images.shape == (1, 1, 56, 28)
     torch.testing.assert_close(drawn.images[:, :, :28], own)
     with torch.no_grad():
@@ -239,7 +241,8 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
 def test_the_rings_are_the_deviations_of_a_gaussian(prior):
     model = random_model(prior=prior)
     mu, logvar = torch.tensor([[0.5, -1.0]]), torch.tensor([[-2.0, -4.0]])
-    for deviations, ring in enumerate(rings(model, Gaussians(mu, logvar)), start=1):
+    q = Gaussians(mu.double(), logvar.double())  # as the estimators give them
+    for deviations, ring in enumerate(rings(model, q), start=1):
         with torch.no_grad():
             eps = (model.prior.from_normal(ring) - mu) * torch.exp(-0.5 * logvar)
         torch.testing.assert_close(eps.norm(dim=1), torch.full((200,), float(deviations)))
@@ -253,12 +256,18 @@ def test_the_images_of_a_posterior_figure_are_the_extreme_ones():
     assert {*most, *furthest, *fewest} == set(choose(n_modes, kl))
 
 
-def test_what_a_posterior_figure_says_of_an_image(monkeypatch, tmp_path):
+@pytest.mark.parametrize("prior", ["normal", "flow"])
+def test_what_a_posterior_figure_says_of_an_image(monkeypatch, tmp_path, prior):
     """Its evidence is that of exact_nll; a model of more dimensions is refused."""
-    drawn = {}
-    monkeypatch.setattr(posterior, "draw_gaps", lambda *args: drawn.update(gaps=args[1:3]))
+    drawn, draw_gaps = {}, posterior.draw_gaps
+
+    def recorded(*args):
+        drawn["gaps"] = args[1:3]
+        draw_gaps(*args)
+
+    monkeypatch.setattr(posterior, "draw_gaps", recorded)
     flags = ["--save_dir", str(tmp_path), "--image_index", "5", "2", "--device=cpu"]
-    model = random_model()
+    model = random_model(prior=prior)
     path = save_model(tmp_path / "model.pth", model)
     monkeypatch.setattr("sys.argv", ["main.py", "--model_params", str(path), *flags])
     posterior.main()
@@ -269,6 +278,7 @@ def test_what_a_posterior_figure_says_of_an_image(monkeypatch, tmp_path):
     found = torch.tensor([gap.posterior.log_evidence for gap in gaps])
     torch.testing.assert_close(found.double(), -exact, atol=2e-3, rtol=0)
     assert min(gap.kl for gap in gaps) > 0
+    assert (tmp_path / "posterior.png").exists()
 
     path = save_model(tmp_path / "model.pth", random_model(latent_dim=3))
     with pytest.raises(common.NotApplicable, match="2 latent dimensions"):
@@ -347,6 +357,22 @@ def test_a_picture_of_ones_own_becomes_the_mnist_digit_that_it_shows(tmp_path, d
         assert torch.corrcoef(both)[0, 1] > 0.8, i
 
 
+def test_transparent_and_turned_pictures_are_read_as_they_are_seen(tmp_path):
+    """Black strokes on nothing, as drawing programs save them, and a photograph held upright."""
+    ink = load_mnist(DATA_DIR, "test")[0][0, 0]
+    Image.fromarray(ink.numpy()).save(tmp_path / "opaque.png")
+    strokes = torch.zeros(28, 28, 4, dtype=torch.uint8)
+    strokes[..., 3] = ink
+    Image.fromarray(strokes.numpy()).save(tmp_path / "transparent.png")
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # "turn it clockwise": what the camera saved is turned the other way
+    turned = Image.fromarray(ink.rot90(1).contiguous().numpy())
+    turned.save(tmp_path / "turned.png", exif=orientation)
+    truth = read_image(tmp_path / "opaque.png")
+    for name in ("transparent.png", "turned.png"):
+        assert torch.equal(read_image(tmp_path / name), truth)
+
+
 def test_pictures_without_a_digit_are_refused(tmp_path):
     Image.new("L", (30, 30), 255).save(tmp_path / "white.png")
     (tmp_path / "text.png").write_text("not a picture")
@@ -418,4 +444,6 @@ def test_bad_input_to_a_figure_is_one_sentence(tiny_run, tmp_path):
     flags = ("--model_params", tiny_run / "best.pth", "--save_dir", "file/folder")
     unwritable = run_script("vis/samples/main.py", *flags, cwd=tmp_path)
     assert unwritable.returncode == 2
-    assert "--save_dir" in one_sentence(unwritable.stderr)
+    assert "file/folder" in one_sentence(unwritable.stderr)
+    too_long = run_script("vis/samples/main.py", "--model_params", "a" * 300, cwd=tmp_path)
+    assert "is not a file" in refusal(too_long)

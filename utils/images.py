@@ -6,7 +6,7 @@ from utils.cli import UserError
 
 import numpy as np
 import torch
-from PIL import Image  # comes with torchvision and matplotlib
+from PIL import Image, ImageOps  # comes with torchvision and matplotlib
 from torch import Tensor
 
 
@@ -30,7 +30,7 @@ def save_grid(images: Tensor, n_columns: int, path: str | Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """What to raise when a file that a user asked for cannot be written."""
-    return UserError(f"{path} cannot be written ({error.strerror}); choose another --save_dir.")
+    return UserError(f"{path} cannot be written ({error.strerror}); choose another folder.")
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -40,11 +40,14 @@ def read_image(path: str | Path) -> Tensor:
     Raises UserError.
     """
     try:
-        grey = np.asarray(Image.open(path).convert("L"), dtype=np.float32)
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        paper = Image.new("RGBA", picture.size, "white")  # behind what is transparent
+        grey = Image.alpha_composite(paper, picture).convert("L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} is not a readable picture ({error}); give a PNG or JPEG."
         ) from error
+    grey = np.asarray(grey, dtype=np.float32)
     background = np.median(np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1])))
     if background > 127:  # dark on light
         grey, background = 255 - grey, 255 - background

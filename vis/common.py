@@ -61,7 +61,8 @@ class Subject:
     def __init__(self, args: Namespace):
         model, checkpoint, self.name = load_model(args)
         images, self.labels = load_mnist(args.data_dir, "test", checkpoint["args"]["dataset"])
-        images = fixed_binarization(images, checkpoint["args"]["binarize"])
+        self.binarize = checkpoint["args"]["binarize"]
+        images = fixed_binarization(images, self.binarize)
         precision = pick_precision(args.precision, model.device)
         mu, logvar = posteriors(model, images, precision, args.batch_size)
         prior = model.config.prior

@@ -80,8 +80,8 @@ def rings(model: VAE, q: Gaussians) -> list[Tensor]:
     """The contours of one Gaussian, mu and logvar (1, 2), at one and two deviations: (200, 2)."""
     angle = torch.linspace(0, 2 * math.pi, 200)
     circle = torch.stack((angle.cos(), angle.sin()), dim=1)
-    std = torch.exp(0.5 * q.logvar)
-    return [model.prior.to_normal(q.mu + std * radius * circle)[0] for radius in (1, 2)]
+    mu, std = q.mu.float(), torch.exp(0.5 * q.logvar.float())
+    return [model.prior.to_normal(mu + std * radius * circle)[0] for radius in (1, 2)]
 
 
 def draw_gap(figure: SubFigure, subject: Subject, index: int, gap: Gap) -> None:
@@ -141,9 +141,10 @@ def draw_summary(gaps: list[Gap], name: str, save_dir: Path) -> None:
     )
     print(text)
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    low, high = kl.min().clamp(min=1e-3).log10().item(), kl.max().log10().item()
+    shown = kl.clamp(min=1e-3)
+    low, high = shown.min().log10().item(), shown.max().clamp(min=1e-2).log10().item()
     bins = torch.logspace(low, high, 40).numpy()
-    parts, colours = (kl[~several].numpy(), kl[several].numpy()), (BLUE, YELLOW)
+    parts, colours = (shown[~several].numpy(), shown[several].numpy()), (BLUE, YELLOW)
     labels = ("one mode", "more than one mode")
     axes.hist(parts, bins, stacked=True, color=colours, label=labels)
     axes.axvline(kl.mean(), color=RED, label="mean")

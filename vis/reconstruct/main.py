@@ -14,7 +14,7 @@ from utils.images import read_image
 
 import torch
 
-from data import to_float
+from data import fixed_binarization, to_float
 from estimators import posteriors
 from vis.common import Subject, draw_grid, make_parser, save_figure
 
@@ -29,7 +29,9 @@ def main() -> None:
         images = torch.stack([read_image(path) for path in args.image])  # before the slower work
         name, title = "reconstruct_own", "Your own pictures"
     subject = Subject(args)
-    if not args.image:
+    if args.image:
+        images = fixed_binarization(images, subject.binarize)
+    else:
         chosen = torch.randperm(len(subject.images), generator=rng(args.seed))[: args.n_images]
         images, name, title = subject.images[chosen], "reconstruct", "Test images"
 
