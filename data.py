@@ -5,6 +5,7 @@ The archives are read as they are: nothing is extracted, so a read-only folder s
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -44,7 +45,7 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
     raw = Path(data_dir) / dataset / "raw"
     images_path = raw / f"{prefix}-images-idx3-ubyte.gz"
     labels_path = raw / f"{prefix}-labels-idx1-ubyte.gz"
-    if not (images_path.is_file() and labels_path.is_file()):
+    if not (os.path.isfile(images_path) and os.path.isfile(labels_path)):
         _download(Path(data_dir), dataset)
     n_file = 60_000 if prefix == "train" else 10_000
     images = _read_idx(images_path, (n_file, 28, 28))[part]

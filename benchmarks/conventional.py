@@ -82,9 +82,7 @@ def extract_mnist(data_dir: Path, folder: str | Path) -> datasets.MNIST:
 def main() -> None:
     parser = cli.parser("Trains by the conventional loop; prints its validation -ELBO as JSON.")
     parser.add_argument("folder", type=Path, help="where torchvision has extracted MNIST")
-    parser.add_argument(
-        "--seed", type=cli.integer(0, cli.MAX_SEED), default=888, help="of every draw"
-    )
+    cli.add_seed_flag(parser)
     epochs, images = cli.integer(1, 1000), cli.integer(1, 50_000)
     parser.add_argument("--n_epochs", type=epochs, default=10, help="epochs in all")
     parser.add_argument("--n_train", type=images, default=50_000, help="the first so many images")

@@ -69,7 +69,7 @@ def main() -> None:
         done = run("train.py", *flags, "--seed", str(seed), "--save_dir", folder)
         model, checkpoint = load_checkpoint(folder / "last.pth")
         n_epochs, best = len(checkpoint["metrics"]), metrics(folder / "best.pth")[-1]
-        n_images = n_epochs * SPLITS["train"][1].stop
+        n_images = n_epochs * checkpoint["args"]["n_train"]
         cells = [f"{seed}", f"{done.seconds / 60:.1f}", f"{n_epochs}", f"{n_images / 1e6}"]
         cells += [f"{n_images * flops_of_an_image(model) / 1e15:.2f}"]
         cells += [f"{best['val_neg_elbo']:.2f}"]

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from utils.cli import UserError
 from utils.flags import Settings
+from utils.images import cannot_write
 
 from benchmarks.common import OURS, SEED_OBJECTIVE, metrics, run
 
@@ -59,10 +60,7 @@ def append(path: Path, rows: list[dict]) -> None:
                 writer.writeheader()
             writer.writerows(rows)
     except OSError as error:
-        reason = error.strerror
-        raise UserError(
-            f"{path} cannot be written ({reason}); choose another --save_to."
-        ) from error
+        raise cannot_write(path, error) from error
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -126,6 +126,9 @@ def test_a_failed_start_is_one_sentence_and_leaves_no_folder(trainer, tmp_path):
     for reason, flags in (
         ("cannot be written", "--save_dir file"),
         ("cannot be written", "--save_dir file/run"),
+        ("cannot be written", f"--save_dir {'a' * 300}"),
+        ("cannot be written", f"--save_dir {'a' * 300}/run"),
+        ("File name too long", f"--data_dir {'a' * 300}"),
         ("train-images-idx3-ubyte.gz", "--data_dir data"),
         ("train-images-idx3-ubyte.gz", "--data_dir data --save_dir run"),
     ):

@@ -55,7 +55,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     A folder in which nothing was written is removed again. Raises UserError if another run holds
     it or it cannot be written.
     """
-    lock, is_new = folder / ".lock", not folder.exists()
+    lock, is_new = folder / ".lock", not os.path.exists(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(lock, "w")  # noqa: SIM115  (its `with` is below, outside of this `try`)
@@ -117,7 +117,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
     Raises UserError for a file that is missing, damaged, or not one of ours.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path} is not a file; give the path of a .pth file that train.py wrote.")
     try:
         size = path.stat().st_size

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = ROOT / "datasets"
-MAX_SEED = 2**31 - 1
+SEED = 888  # of all that draws at random, unless --seed says otherwise
 MAX_BATCH_SIZE = 8192
 
 
@@ -19,10 +19,13 @@ class UserError(Exception):
     """One sentence that names what is wrong and what to do; `run` prints it and exits with 2."""
 
 
+_previous_hook = sys.excepthook  # that of a program which imports us, or Python's own
+
+
 def _hook(kind: type, error: BaseException, traceback: object) -> None:
     """Ctrl-C while a script still imports its libraries needs no traceback."""
     if kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, traceback)
+        _previous_hook(kind, error, traceback)
 
 
 sys.excepthook = _hook
@@ -61,8 +64,8 @@ integer, number = partial(_between, int, "whole number"), partial(_between, floa
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """--seed, for scripts that draw at random."""
-    seeds = integer(0, MAX_SEED)
-    parser.add_argument("--seed", type=seeds, default=888, help="of every random draw")
+    seeds = integer(0, 2**31 - 1)
+    parser.add_argument("--seed", type=seeds, default=SEED, help="of every random draw")
 
 
 def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:

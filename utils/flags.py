@@ -1,5 +1,6 @@
 """The flags of train.py, and what they say of the run and of its model."""
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,7 +21,7 @@ RUN_FILES = ("last.pth", "best.pth", "metrics.csv")
 class Settings:
     """What a run does with its model; it travels in every checkpoint. Raises TypeError."""
 
-    seed: int = 888
+    seed: int = cli.SEED
     dataset: str = "MNIST"
     binarize: str = "none"
     n_train: int = SPLITS["train"][1].stop
@@ -108,6 +109,8 @@ def chosen_settings(args: Namespace) -> Settings:
     """
     args.device = device.pick_device(args.device)
     args.precision = device.pick_precision(args.precision, args.device)
+    if args.n_grid > 0 and args.recon_loss != "bce":
+        raise UserError("--n_grid is a likelihood and needs --recon_loss bce; leave one out.")
     return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
 
@@ -144,10 +147,8 @@ def read_flags() -> tuple[Namespace, VAEConfig, Settings, dict | None]:
         raise UserError(f"--{name} is settled by {args.resume or args.init_from}; leave it out.")
     if settings.n_grid > 0 and config.latent_dim != 2:
         raise UserError(f"--n_grid needs --latent_dim 2, not {config.latent_dim}; leave it out.")
-    if settings.n_grid > 0 and settings.recon_loss != "bce":
-        raise UserError("--n_grid is a likelihood and needs --recon_loss bce; leave one out.")
     args.save_dir = args.save_dir or new_folder(settings, config)
-    if not args.resume and any((args.save_dir / name).exists() for name in RUN_FILES):
+    if not args.resume and any(os.path.exists(args.save_dir / name) for name in RUN_FILES):
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
     return args, config, settings, checkpoint
 

@@ -59,7 +59,7 @@ def make_parser(description: str, n_samples: int) -> ArgumentParser:
     add, cpu = parser.add_argument, pick_device("cpu")
     add("--n_samples", type=cli.integer(1, 10**9), default=n_samples, help="for each network")
     add("--save_dir", type=Path, default=Path("figures"), help="for PNG, CSV and checkpoints")
-    add("--seed", type=cli.integer(0, cli.MAX_SEED), default=888, help="of every random draw")
+    cli.add_seed_flag(parser)
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     precisions = ("fp32", "bf16")
     add("--precision", choices=precisions, default=pick_precision("auto", cpu), help="in training")
