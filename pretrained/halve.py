@@ -1,6 +1,6 @@
 """Copies a checkpoint with its weights in half precision, so that it takes half the space.
 
-python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to pretrained/vae_mnist_40d.pth
+python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to 40d.pth
 """
 
 import sys

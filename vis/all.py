@@ -1,4 +1,4 @@
-"""Draws every figure of a model into one folder.
+"""Draws the figures of a model into one folder.
 
 python3 vis/all.py --model_params pretrained/vae_mnist.pth --save_dir figures
 """
@@ -27,7 +27,7 @@ FIGURES = (
 
 
 def main() -> None:
-    parser = make_parser("Draws every figure of a model; each prints its path.")
+    parser = make_parser("Draws the figures of a model; each prints its path.")
     args = parser.parse_args()
     commands = [[*figure.split(), *sys.argv[1:]] for figure in FIGURES]
     csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
