@@ -285,6 +285,15 @@ def test_what_a_posterior_figure_says_of_an_image(monkeypatch, tmp_path, prior):
         posterior.main()
 
 
+@pytest.mark.parametrize("kl", [[0.0, 1e-6, -1e-7], [1e-5, 0.5, 30.0]], ids=["collapsed", "some"])
+def test_the_histogram_of_gaps_counts_every_image(monkeypatch, tmp_path, kl):
+    gaps = [SimpleNamespace(kl=value, mass=torch.ones(1)) for value in kl]
+    drawn = []
+    monkeypatch.setattr(posterior, "save_figure", lambda figure, *_: drawn.append(figure))
+    posterior.draw_summary(gaps, "name", tmp_path)
+    assert sum(bar.get_height() for bar in drawn[0].axes[0].patches) == len(kl)
+
+
 def test_a_film_shows_the_training_of_train_py():
     """The filmed model ends bit for bit where the loop without a camera does."""
     images = load_mnist(DATA_DIR, "train")[0][:192]
