@@ -453,6 +453,8 @@ def test_bad_input_to_a_figure_is_one_sentence(tiny_run, tmp_path):
     flags = ("--model_params", tiny_run / "best.pth", "--save_dir", "file/folder")
     unwritable = run_script("vis/samples/main.py", *flags, cwd=tmp_path)
     assert unwritable.returncode == 2
-    assert "file/folder" in one_sentence(unwritable.stderr)
+    sentence = one_sentence(unwritable.stderr)
+    assert "file/folder" in sentence
+    assert sentence.endswith("choose another folder.")
     too_long = run_script("vis/samples/main.py", "--model_params", "a" * 300, cwd=tmp_path)
     assert "is not a file" in refusal(too_long)
