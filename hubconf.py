@@ -1,32 +1,60 @@
 """Pre-trained models by `torch.hub.load`: from Python to a trained VAE in one line."""
 
-from utils.checkpoint import load_checkpoint as _load_checkpoint
-from utils.cli import ROOT as _ROOT
+import importlib
+import sys
+from pathlib import Path
 
-from model import VAE as _VAE
-
-dependencies = ["torch", "numpy", "PIL"]
-
-
-def _load(name: str, device: str) -> _VAE:
-    return _load_checkpoint(_ROOT / "pretrained" / f"{name}.pth", device)[0]
+dependencies = ["torch", "numpy"]
+_ROOT = Path(__file__).resolve().parent
+_NAMES = {"utils", *(path.stem for path in _ROOT.glob("*.py"))} - {"hubconf"}
 
 
-def vae_mnist(device: str = "cpu") -> _VAE:
+def _own_modules() -> dict:
+    """The loaded modules of these names, ours or the caller's, which it takes out of Python."""
+    names = [name for name in sys.modules if name.split(".")[0] in _NAMES]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _import_ours() -> None:
+    """Imports our modules as vae_hub_model etc., beside the caller's own `model`, `utils`, ..."""
+    callers = _own_modules()
+    sys.path.insert(0, str(_ROOT))
+    try:
+        importlib.import_module("checkpoint")
+        importlib.import_module("utils.device")
+    finally:
+        sys.path.remove(str(_ROOT))
+        for name, module in _own_modules().items():
+            sys.modules[f"vae_hub_{name}"] = module
+            for value in vars(module).values():
+                if isinstance(value, type) and value.__module__ == name:
+                    value.__module__ = f"vae_hub_{name}"  # where pickle finds it
+        sys.modules.update(callers)
+
+
+def _load(name: str, device: str):
+    if "vae_hub_checkpoint" not in sys.modules:
+        _import_ours()
+    where = sys.modules["vae_hub_utils.device"].pick_device(device)
+    load_checkpoint = sys.modules["vae_hub_checkpoint"].load_checkpoint
+    return load_checkpoint(_ROOT / "pretrained" / f"{name}.pth", where)[0]
+
+
+def vae_mnist(device: str = "cpu"):
     """The two-dimensional VAE of grey digits, in eval mode: encode(x), decode(z), sample(n)."""
     return _load("vae_mnist", device)
 
 
-def vae_mnist_2d_dynamic(device: str = "cpu") -> _VAE:
+def vae_mnist_2d_dynamic(device: str = "cpu"):
     """The two-dimensional VAE of dynamically binarised digits."""
     return _load("vae_mnist_2d_dynamic", device)
 
 
-def vae_mnist_40d(device: str = "cpu") -> _VAE:
+def vae_mnist_40d(device: str = "cpu"):
     """The VAE of 40 dimensions with a standard normal prior; binarised digits."""
     return _load("vae_mnist_40d", device)
 
 
-def vae_mnist_40d_flow(device: str = "cpu") -> _VAE:
-    """The same with a learned prior, which `sample` draws from."""
+def vae_mnist_40d_flow(device: str = "cpu"):
+    """The VAE of 40 dimensions with a learned prior, which `sample` draws from."""
     return _load("vae_mnist_40d_flow", device)

@@ -1,228 +1,253 @@
-"""Trains a VAE: flags -> data -> epochs -> checkpoints. Owns the loop; the formulas are in loss.py.
+"""Trains a VAE: flags -> images -> epochs -> checkpoints. The formulas are in loss.py.
 
 python3 train.py
 python3 train.py --resume runs/MNIST_mlp_2d/last.pth
-torchrun --nproc_per_node=2 train.py
 """
 
 import math
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
-
-from utils import cli, device
-from utils.checkpoint import locked_folder, save_checkpoint, write_csv
-from utils.cli import UserError
-from utils.flags import Settings, read_flags
-from utils.images import save_grid
+from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
 from tqdm import tqdm
 
-from data import batches, fixed_binarization, load_mnist
-from estimators import elbo_terms, posterior_noise, posteriors, stratified_nll
+from checkpoint import load_checkpoint, save_checkpoint
+from data import BINARIZE, DATASETS, batches, binarize, load_mnist
+from estimators import elbo_terms, posterior_noise, posteriors
 from loss import N_PIXELS, bernoulli_nll, negative_bound, squared_error
-from model import VAE, VAEConfig
-from optimizer import AdamW, learning_rate
+from model import ARCHS, PRIORS, WIDTHS, VAE, VAEConfig
+from utils import cli, device
+from utils.cli import UserError, number
+from utils.files import new_folder, write_file
+from utils.images import save_grid
 
-MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: it shortens only the rare wild step
+BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # of AdamW and its learning rate
+MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
+AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # steps; effectively over the last seventh of all
 FADED = 0.75  # of the epochs, after which images are no longer deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
-STEPS_PER_READ = 20  # between two reads of the loss: a GPU runs ahead meanwhile
-FIGURES = ("recon_loss", "kld_loss", "neg_elbo")
 N_SAMPLES = 100  # of the prior, drawn after each epoch
+COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, for each of train and val
 
 
-def own_batches(images: Tensor, settings: Settings, epoch: int) -> tuple[Iterator[Tensor], int]:
-    """The epoch's batches x (B, 1, 28, 28) in a new order, and how many images they hold.
+def make_parser() -> ArgumentParser:
+    """The flags of a run and their defaults."""
+    parser = cli.parser("Trains a VAE; writes checkpoints, metrics.csv and samples.")
+    cli.add_seed_flag(parser)
+    cli.add_common_flags(parser, batch_size=512)
+    add = parser.add_argument
+    add("--n_epochs", type=number(1), default=16, help="total, resumed ones included")
+    add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
+    add("--weight_decay", type=number(0.0), default=0.01, help="of AdamW")
+    add("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; 784: exact -ELBO")
+    add("--kl_warmup", type=number(0), default=0, help="steps over which the KL's weight rises")
+    add("--n_importance_samples", type=number(1), default=1, help="K of the bound; 1: the ELBO")
+    add("--dataset", choices=DATASETS, default="MNIST", help="torchvision's name")
+    add("--binarize", choices=BINARIZE, default="none", help="grey pixels, or x' ~ Bernoulli(x)")
+    add("--deform", type=number(0.0), default=0.0, help="std of random linear maps of the images")
+    add("--n_train", type=number(1), default=50_000, help="train on the first N images")
+    add("--arch", choices=ARCHS, default="mlp", help="residual layers, or residual convolutions")
+    add("--latent_dim", type=number(1), default=2, help="size of z")
+    widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
+    add("--width", type=number(1), help=f"hidden units or channels (default: {widths})")
+    add("--n_blocks", type=number(1), default=3, help="residual blocks of the decoder")
+    add("--prior", choices=PRIORS, default="normal", help="standard normal, or a RealNVP flow")
+    add("--save_dir", type=Path, help="folder of the run (default: a new one in ./runs)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--init_from", type=Path, metavar="PTH", help="start from this model")
+    start.add_argument("--resume", type=Path, metavar="LAST_PTH", help="resume a stopped run")
+    return parser
 
-    Or this process's equal share of them. Deformations fade out, so that the model ends with
-    the images as they are.
+
+def parse_flags(argv: list[str] | None = None) -> Namespace:
+    """The flags of a run. A checkpoint to start from settles its own. Raises UserError."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if start := args.resume or args.init_from:
+        _, checkpoint = load_checkpoint(start)
+        settled = checkpoint["config"]
+        if args.resume:
+            settled = settled | checkpoint["args"] | {"save_dir": args.resume.parent}
+            settled.pop("device", None)
+        parser.set_defaults(**settled)
+        args = parser.parse_args(argv)
+        for name in settled.keys() - {"n_epochs"}:
+            if getattr(args, name) != settled[name]:
+                raise UserError(f"--{name} is settled by {start}; leave it out.")
+    args.device = device.pick_device(args.device)
+    args.precision = device.pick_precision(args.precision, args.device)
+    return args
+
+
+def learning_rate(step: int, n_steps: int, peak: float) -> float:
+    """A linear warm-up over 100 steps, or a tenth of a short run, times a parabola from 1 to 0."""
+    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
+    return peak * warmup * (1 - step / n_steps) ** 2
+
+
+@torch.no_grad()
+def update_average(average: VAE, model: VAE, n_steps: int, every: int) -> None:
+    """Moves `average` to the mean of the weights after each `every`-th of `n_steps` steps.
+
+    The weights after step t count as t^6 (Karras et al. 2024, https://arxiv.org/abs/2312.02696,
+    eq. 8).
     """
-    (rank, world_size), where = device.rank_and_world_size(), images.device
-    rng = device.rng(settings.seed, epoch, device=where)
-    order = torch.randperm(len(images), generator=rng, device=where)
-    order = order[rank : len(images) // world_size * world_size : world_size]
-    pixel_rng = device.rng(settings.seed, epoch, rank, 1, device=where)
-    strength = settings.deform * max(0.0, 1 - (epoch - 1) / (FADED * settings.n_epochs))
-    size, mode = settings.batch_size // world_size, settings.binarize
-    return batches(images, order, size, mode, pixel_rng, strength), len(order)
+    past = (1 - every / n_steps) ** (AVERAGE_POWER + 1)
+    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        mean.lerp_(parameter, 1 - past)
 
 
 def train_one_epoch(
-    model: VAE, optimizer: AdamW, images: Tensor, settings: Settings, epoch: int
-) -> dict[str, float]:
-    """One pass over `images` (N, 1, 28, 28) uint8 in a new order; means over its images.
+    model: VAE, average: VAE, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int
+) -> Iterator[Tensor]:
+    """One pass over `images` (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B).
 
-    All randomness is a function of (seed, epoch, rank), so a resumed run repeats an epoch bit for
-    bit. Raises UserError if the loss is not finite.
+    All randomness depends on (seed, epoch) alone, so a resumed run repeats an epoch bit for bit.
     """
-    (rank, world_size), where = device.rank_and_world_size(), images.device
-    noise_rng = device.rng(settings.seed, epoch, rank, 2, device=where)
-    steps, n_images = own_batches(images, settings, epoch)
-    n_steps = math.ceil(n_images / (settings.batch_size // world_size))
-    sums = torch.zeros(n_steps, 3, device=where)  # over the images of each step
-    bar = tqdm(steps, f"epoch {epoch}", n_steps, leave=False, disable=rank > 0 or None)
+    rng = device.rng(args.seed, epoch, device=images.device)
+    n_steps = math.ceil(len(images) / args.batch_size)
+    every = min(AVERAGE_EVERY, n_steps)
+    strength = args.deform * max(0.0, 1 - (epoch - 1) / (FADED * args.n_epochs))
+    xs = batches(images, args.batch_size, args.binarize, rng, strength)
     model.train()
-    for step, x in enumerate(bar):  # (B, 1, 28, 28)
-        size = (settings.n_importance_samples, len(x), model.config.latent_dim)
-        eps = torch.randn(size, generator=noise_rng, device=where)  # (K, B, L)
-        with device.autocast(settings.precision, where):
-            logits, mu, logvar = model(x, eps)  # (K, B, 1, 28, 28), (B, L), (B, L)
-        z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
+    for step, x in enumerate(xs, start=(epoch - 1) * n_steps):  # x (B, 1, 28, 28)
+        size = (args.n_importance_samples, len(x), model.config.latent_dim)
+        eps = torch.randn(size, generator=rng, device=x.device)  # (K, B, L)
+        with device.autocast(args.precision, x.device):
+            mu, logvar = model.encode(x)  # (B, L) each
+            z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
+            logits = model.decode(z)  # (K, B, 1, 28, 28)
         nll = bernoulli_nll(logits, x)  # (K, B)
-        recon = nll if settings.recon_loss == "bce" else squared_error(logits, x)
+        recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (K, B)
         kl = model.prior.kl(mu, logvar, z)  # (K, B)
-        now = (epoch - 1) * n_steps + step
-        loss = training_loss(model, x, recon, kl, settings, now, noise_rng)
+        kl_weight = min(1.0, (step + 1) / (args.kl_warmup + 1))
+        loss = negative_bound(recon, kl_weight * kl, args.recon_weight)  # ()
 
-        model.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        device.average_over_processes(p.grad for p in model.parameters())
         clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        lr = learning_rate(now, settings.n_epochs * n_steps, settings.lr)
-        optimizer.step(lr, lr * encoder_pace(logvar, settings))
-
-        sums[step] = torch.stack((recon.mean(), kl.mean(), nll.mean())).detach() * len(x)
-        if (step + 1) % STEPS_PER_READ == 0 or step + 1 == n_steps:
-            check_finite(sums.sum().item(), f"epoch {epoch}, step {step + 1}", optimizer.lr)
-            bar.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
-    device.average_over_processes([sums])
-    return figures("train", *(sums.cpu().double().sum(dim=0) / n_images).tolist())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
+        optimizer.step()
+        if (step + 1) % every == 0:
+            update_average(average, model, step + 1, every)
+        yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
 
 
-def training_loss(
-    model: VAE, x: Tensor, recon: Tensor, kl: Tensor, settings: Settings, step: int, rng: Generator
-) -> Tensor:
-    """The negative bound of x (B, 1, 28, 28), recon and kl (K, B); with a grid, half of it: ().
+class Run(NamedTuple):
+    """A training run so far."""
 
-    `step` is that of the whole run: in the first ones kl may weigh less.
-    """
-    weight = min(1.0, (step + 1) / (settings.kl_warmup + 1))
-    bound = negative_bound(recon, weight * kl, settings.recon_weight)
-    if settings.n_grid == 0:
-        return bound
-    nll = stratified_nll(model, x.flatten(1), settings.n_grid, rng, settings.precision)
-    return (bound + nll.mean()) / 2
+    model: VAE
+    average: VAE  # of its weights: what is validated and saved
+    optimizer: AdamW
+    metrics: list[dict]  # one row per epoch
 
 
-def encoder_pace(logvar: Tensor, settings: Settings) -> float:
-    """The encoder's learning rate over that of the rest: from 0 to 1, by its logvar (B, L).
+def build(args: Namespace, images: Tensor) -> Run:
+    """A new run, or the resumed one, on `images` (N, 1, 28, 28) uint8. Raises UserError."""
+    torch.manual_seed(args.seed)
+    if start := args.resume or args.init_from:
+        model, checkpoint = load_checkpoint(start, args.device)
+    else:
+        config = VAEConfig(**{field.name: getattr(args, field.name) for field in fields(VAEConfig)})
+        model = VAE(config, images.float().mean(dim=0).cpu() / 255).to(args.device)
+    average = deepcopy(model).requires_grad_(False).eval()
+    how = {"betas": BETAS, "weight_decay": args.weight_decay, "fused": True}
+    optimizer = AdamW(model.parameters(), **how)
+    if not args.resume:
+        return Run(model, average, optimizer, [])
+    try:
+        model.load_state_dict(checkpoint["training"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise UserError(f"{args.resume} holds no run to resume; give its last.pth.") from error
+    return Run(model, average, optimizer, checkpoint["metrics"])
 
-    Codes should move by less than their posteriors' deviation in a step, or the decoder loses them:
-    the loss jumps. So the narrower the posteriors, the slower the encoder.
-    """
-    if settings.slow_encoder == 0:
-        return 1.0
-    std = torch.exp(0.5 * logvar.detach().mean())  # the geometric mean
-    device.average_over_processes([std])
-    return min(1.0, std.item() / settings.slow_encoder)
 
-
-def validate(model: VAE, images: Tensor, settings: Settings) -> dict[str, float]:
-    """The same means, on images (N, 1, 28, 28) uint8 that training does not see."""
-    q = posteriors(model, images, settings.precision)
-    eps = posterior_noise(*q.mu.shape)
-    terms = elbo_terms(model, images, q, eps, settings.precision)
-    recon = terms.recon if settings.recon_loss == "bce" else terms.squared_error
-    return figures("val", *(term.mean().item() for term in (recon, terms.kl, terms.recon)))
-
-
-def figures(split: str, recon: float, kl: float, nll: float) -> dict[str, float]:
-    """Means over images as they are printed: recon_loss a mean over pixels too, then nats."""
+def columns(split: str, terms: Tensor) -> dict[str, float]:
+    """Means over images, from recon, kl and nll (3, N): recon_loss over pixels too, else nats."""
+    recon, kl, nll = terms.cpu().double().mean(dim=1).tolist()
     values = (recon / N_PIXELS, kl, nll + kl)
-    return {f"{split}_{name}": value for name, value in zip(FIGURES, values, strict=True)}
+    return {f"{split}_{name}": value for name, value in zip(COLUMNS, values, strict=True)}
 
 
-def check_finite(loss: float, moment: str, lr: float) -> None:
-    """Raises UserError; the checkpoints on disk are older and good."""
-    if not math.isfinite(loss):
+def validate(average: VAE, images: Tensor, args: Namespace) -> dict[str, float]:
+    """Columns of metrics.csv for held-out images (N, 1, 28, 28) uint8."""
+    q = posteriors(average, images, args.precision)
+    terms = elbo_terms(average, images, q, posterior_noise(*q.mu.shape), args.precision)
+    recon = terms.recon if args.recon_loss == "bce" else terms.squared_error
+    return columns("val", torch.stack((recon, terms.kl, terms.recon)))
+
+
+def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> None:
+    """Trains and validates, and adds a row to the metrics. Raises UserError."""
+    epoch, start = len(run.metrics) + 1, time.perf_counter()
+    steps = train_one_epoch(run.model, run.average, run.optimizer, images, args, epoch)
+    n_steps = math.ceil(len(images) / args.batch_size)
+    bar = tqdm(steps, f"epoch {epoch}", n_steps, leave=False, disable=None)
+    row = {"epoch": epoch} | columns("train", torch.cat(list(bar), dim=1))
+    seconds = round(time.perf_counter() - start, 3)
+    row |= validate(run.average, val_images, args)
+    row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
+    weights = sum(p.sum().item() for p in run.model.parameters())  # nan if the last step broke them
+    if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
         raise UserError(
-            f"the loss is not finite at {moment} (learning rate {lr:.3g}); the checkpoints of the "
-            f"epochs before are intact, start again with a smaller --lr."
+            f"the loss is not finite in epoch {epoch}; the checkpoints of earlier epochs are "
+            f"intact, start again with a smaller --lr than {args.lr}."
         )
+    run.metrics.append(row)
 
 
-def build(
-    config: VAEConfig, settings: Settings, images: Tensor, checkpoint: dict | None
-) -> tuple[VAE, AdamW, list[dict]]:
-    """Model, optimizer and a row of metrics for each epoch so far. Raises UserError."""
-    torch.manual_seed(settings.seed)
-    model = VAE(config, mean_image=images.float().mean(dim=0).cpu() / 255).to(images.device)
-    checkpoint = checkpoint or {"metrics": []}
-    if "weights" in checkpoint:
-        model.load_state_dict(checkpoint["weights"])
-    encoder = model.encoder.parameters()
-    optimizer = AdamW(model.parameters(), encoder, settings.weight_decay)  # averages begin here
-    if "training" in checkpoint:
-        try:
-            with optimizer.averaged():
-                optimizer.load_state_dict(checkpoint["training"]["optimizer"])
-        except Exception as error:  # whatever a foreign or hostile file provokes
-            raise UserError("the optimizer's state is broken; start a new run.") from error
-    return model, optimizer, checkpoint["metrics"]
+def best_row(metrics: list[dict], args: Namespace) -> dict:
+    """The epoch of best.pth: that of the lowest validation loss.
 
-
-def train(args: Namespace, config: VAEConfig, settings: Settings, checkpoint: dict | None) -> None:
-    """Every epoch that the checkpoint does not hold yet. Raises UserError."""
-    rank, _ = device.rank_and_world_size()
-    images, _ = load_mnist(args.data_dir, "train", settings.dataset)
-    images = images[: settings.n_train].to(args.device)
-    val_images, _ = load_mnist(args.data_dir, "val", settings.dataset)
-    val_images = fixed_binarization(val_images, settings.binarize).to(args.device)
-    model, optimizer, metrics = build(config, settings, images, checkpoint)
-    if rank == 0:
-        n_parameters = sum(p.numel() for p in model.parameters())
-        print(
-            f"{config.arch}, {n_parameters:,} parameters, latent_dim {config.latent_dim}, "
-            f"{args.device}, {settings.precision}; writing to {args.save_dir}"
-        )
-        with optimizer.averaged():
-            save_checkpoint(args.save_dir / "last.pth", model, asdict(settings), metrics, optimizer)
-
-    for epoch in range(len(metrics) + 1, settings.n_epochs + 1):
-        start = time.perf_counter()
-        row = {"epoch": epoch} | train_one_epoch(model, optimizer, images, settings, epoch)
-        seconds = round(time.perf_counter() - start, 3)
-        weights = sum(p.sum().item() for p in model.parameters())  # nan if the last step broke them
-        with optimizer.averaged():
-            row |= validate(model, val_images, settings)
-            row |= {"lr": optimizer.lr, "seconds": seconds}
-            objective = settings.objective(row)
-            check_finite(objective + weights, f"epoch {epoch}, validation", optimizer.lr)
-            metrics.append(row)
-            if rank == 0:
-                finish_epoch(model, optimizer, metrics, settings, args.save_dir)
-
-    if rank == 0:
-        best = settings.best(metrics)
-        print(f"best epoch {best['epoch']}: {describe(best, 'val')}")
-        print(f"next: python3 evaluate.py --model_params {args.save_dir / 'best.pth'}")
-
-
-def finish_epoch(
-    model: VAE, optimizer: AdamW, metrics: list[dict], settings: Settings, save_dir: Path
-) -> None:
-    """Writes all files of the run and prints a line about the last row of `metrics`.
-
-    last.pth comes last: until it stands, a resumed run repeats the epoch and writes them anew.
+    With several draws, training lowers another loss: then it is the latest.
     """
-    row, args = metrics[-1], asdict(settings)
-    samples = model.sample(N_SAMPLES, device.rng(settings.seed, device=model.device))
-    save_grid(samples, 10, save_dir / "samples" / f"epoch_{row['epoch']:04d}.png")
-    is_best = row is settings.best(metrics)
-    if is_best:
-        save_checkpoint(save_dir / "best.pth", model, args, metrics)
-    write_csv(save_dir / "metrics.csv", metrics)
-    save_checkpoint(save_dir / "last.pth", model, args, metrics, optimizer)
-    speed = f"{row['seconds']:.1f} s, {settings.n_train / row['seconds']:,.0f} images/s"
-    parts = [f"epoch {row['epoch']:{len(str(settings.n_epochs))}}/{settings.n_epochs}"]
-    parts += [describe(row, "train"), describe(row, "val"), speed] + ["best"] * is_best
+    if args.n_importance_samples > 1:
+        return metrics[-1]
+    return min(metrics, key=lambda r: args.recon_weight * r["val_recon_loss"] + r["val_kld_loss"])
+
+
+def save(run: Run, args: Namespace) -> None:
+    """Writes the files of an epoch. Raises UserError.
+
+    last.pth comes last: until it is written, a resumed run repeats the epoch and all its files.
+    """
+    folder, (model, average, optimizer, metrics) = args.save_dir, run
+    if metrics:
+        samples = average.sample(N_SAMPLES, device.rng(args.seed, device=args.device))
+        save_grid(samples, 10, folder / "samples" / f"epoch_{len(metrics):04d}.png")
+        if metrics[-1] is best_row(metrics, args):
+            save_checkpoint(folder / "best.pth", average, args, metrics)
+        rows = [metrics[0].keys(), *(row.values() for row in metrics)]
+        text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+        write_file(folder / "metrics.csv", text.encode())
+    state = {"training": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(folder / "last.pth", average, args, metrics, **state)
+
+
+def describe(row: dict, split: str) -> str:
+    """One half of a printed line."""
+    recon, kl, neg_elbo = (row[f"{split}_{name}"] for name in COLUMNS)
+    return f"{split} recon_loss {recon:.4f}, kld_loss {kl:.4f}, -ELBO {neg_elbo:.2f} nats"
+
+
+def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
+    """A line about the last epoch, and a warning if z is unused."""
+    row = metrics[-1]
+    speed = f"{row['seconds']:.1f} s, {n_images / row['seconds']:,.0f} images/s"
+    parts = [f"epoch {row['epoch']:{len(str(args.n_epochs))}}/{args.n_epochs}"]
+    parts += [describe(row, "train"), describe(row, "val"), speed]
+    parts += ["best"] * (row is best_row(metrics, args))
     print(" | ".join(parts), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
         print(
@@ -231,25 +256,35 @@ def finish_epoch(
         )
 
 
-def describe(row: dict, split: str) -> str:
-    """One half of a printed line."""
-    recon, kl, neg_elbo = (row[f"{split}_{name}"] for name in FIGURES)
-    return f"{split} recon_loss {recon:.4f}, kld_loss {kl:.4f}, -ELBO {neg_elbo:.2f} nats"
-
-
 def main() -> None:
-    args, config, settings, checkpoint = read_flags()
-    with (
-        device.process_group(args.device, settings.batch_size, settings.n_train) as rank,
-        locked_folder(args.save_dir) if rank == 0 else nullcontext(),
-    ):
-        try:
-            train(args, config, settings, checkpoint)
-        except KeyboardInterrupt:
-            last_path = args.save_dir / "last.pth"
-            if rank == 0 and last_path.exists():
-                print(f"\nstopped; go on with: python3 train.py --resume {last_path}")
-            raise
+    args = parse_flags()
+    images = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
+    val_images = binarize(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)
+    val_images = val_images.to(args.device)
+    run = build(args, images)
+    name = f"{args.dataset}_{run.model.config.arch}_{run.model.config.latent_dim}d"
+    args.save_dir = args.save_dir or new_folder(Path("runs", name))
+    last_path = args.save_dir / "last.pth"
+    if last_path.exists() and not args.resume:
+        raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
+    print(
+        f"{run.model.config.arch}, {sum(p.numel() for p in run.model.parameters()):,} parameters, "
+        f"latent_dim {run.model.config.latent_dim}, {args.device}, {args.precision}; "
+        f"writing to {args.save_dir}"
+    )
+    try:
+        save(run, args)
+        while len(run.metrics) < args.n_epochs:
+            run_epoch(run, images, val_images, args)
+            save(run, args)
+            print_epoch(run.metrics, len(images), args)
+    except KeyboardInterrupt:
+        if last_path.exists():
+            print(f"\nstopped; resume with: python3 train.py --resume {last_path}")
+        raise
+    best = best_row(run.metrics, args)
+    print(f"best epoch {best['epoch']}: {describe(best, 'val')}")
+    print(f"next: python3 evaluate.py --model_params {args.save_dir / 'best.pth'}")
 
 
 if __name__ == "__main__":

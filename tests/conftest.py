@@ -6,20 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
-from utils.checkpoint import save_checkpoint
-from utils.cli import DATA_DIR, ROOT
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from data import fixed_binarization, load_mnist
+from checkpoint import save_checkpoint
+from data import binarize, load_mnist
 from loss import bernoulli_nll
 from model import VAE, VAEConfig
+from utils.cli import DATA_DIR, ROOT
 
 PROGRAMS = ROOT / "tests" / "programs"
 TINY = ["--n_train", "256", "--batch_size", "128", "--width", "16", "--n_blocks", "1"]
@@ -99,7 +99,7 @@ def random_model(arch="mlp", latent_dim=2, width=16, n_blocks=3, prior="normal")
 
 def save_model(path: Path, model: VAE, **args) -> Path:
     """Writes a checkpoint of a model that was trained on MNIST, or as `args` say; gives `path`."""
-    save_checkpoint(path, model, {"dataset": "MNIST", "binarize": "none"} | args, [])
+    save_checkpoint(path, model, Namespace(**{"dataset": "MNIST", "binarize": "none"} | args), [])
     return path
 
 
@@ -154,7 +154,7 @@ def tiny_run(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def images():
-    return fixed_binarization(load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
+    return binarize(load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
 
 
 @torch.no_grad()

@@ -1,36 +1,32 @@
-"""Pictures in and out: a grid of digits to a PNG file, a picture of one's own to 28x28."""
+"""Pictures in and out: a grid of digits to a PNG file, a picture of one's own to 28 x 28."""
 
+import io
 from pathlib import Path
-
-from utils.cli import UserError
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps  # comes with torchvision and matplotlib
 from torch import Tensor
 
+from utils.cli import UserError
+from utils.files import write_file
+
 
 def tile(images: Tensor, n_columns: int) -> Tensor:
     """Images (N, 1, H, W), row by row from the top left -> (N / n_columns * H, n_columns * W)."""
     n, _, height, width = images.shape
-    rows = images.view(n // n_columns, n_columns, height, width)
+    rows = images.reshape(n // n_columns, n_columns, height, width)
     return rows.transpose(1, 2).reshape(-1, n_columns * width)
 
 
 def save_grid(images: Tensor, n_columns: int, path: str | Path) -> None:
-    """Writes images (N, 1, 28, 28) in [0, 1] as one grey PNG, white on black. Raises UserError."""
-    path = Path(path)
-    grey = tile(images.detach(), n_columns).mul(255).round().byte().cpu().numpy()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grey).save(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """What to raise when a file that a user asked for cannot be written."""
-    return UserError(f"{path} cannot be written ({error.strerror}); choose another folder.")
+    """Writes images (N, 1, H, W), uint8 or real in [0, 1], as one grey PNG. Raises UserError."""
+    images = images.detach().cpu()
+    if images.dtype != torch.uint8:
+        images = images.float().clamp(0, 1).mul(255).round().byte()
+    content = io.BytesIO()
+    Image.fromarray(tile(images, n_columns).numpy()).save(content, "PNG")
+    write_file(Path(path), content.getvalue())
 
 
 def read_image(path: str | Path) -> Tensor:

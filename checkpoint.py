@@ -1,0 +1,52 @@
+"""Checkpoints: one file from which a model is rebuilt and its run is resumed."""
+
+import io
+import os
+import zipfile
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model import VAE, VAEConfig
+from utils.cli import UserError
+from utils.files import write_file
+
+
+def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
+    """Writes weights, config, flags and metrics, one row per epoch. Raises UserError.
+
+    `args` names at least "dataset" and "binarize"; `state` is what resuming needs besides.
+    """
+    plain = {name: v for name, v in vars(args).items() if isinstance(v, int | float | str)}
+    content = {"config": asdict(model.config), "args": plain, "metrics": metrics}
+    buffer = io.BytesIO()  # torch.save to a full disk does not say that it is full
+    torch.save(content | {"weights": model.state_dict()} | state, buffer)
+    write_file(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:
+    """The model in eval mode on `device`, and the file's dict on the CPU. Runs no code from it.
+
+    Raises UserError for a file that is missing, damaged or not one of ours.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is not a file; give the path of a .pth file that train.py wrote.")
+    found = "damaged, or not a PyTorch file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not compare the checksums
+                raise zipfile.BadZipFile
+        found = "a whole pickled model, or other Python objects"
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if all(isinstance(value, Tensor) for value in content.values()):
+            found = "a bare state_dict, without the config of its model"
+        else:
+            found = "not of this version of train.py"
+        model = VAE(VAEConfig(**content["config"]))
+        model.load_state_dict(content["weights"])
+    except Exception as error:  # what foreign files raise is not documented
+        raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
+    return model.to(device).eval(), content

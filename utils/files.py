@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import os
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from utils.cli import UserError
+
+
+def new_folder(path: Path) -> Path:
+    """Creates `path`, or if it exists the first of path_2, path_3, ... Raises UserError."""
+    for n in count(1):
+        folder = path.with_name(f"{path.name}_{n}") if n > 1 else path
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replaces a file in one step, so that a crash leaves the old one intact. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()  # left by an error or Ctrl-C
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror}); choose another folder.")
