@@ -63,18 +63,17 @@ def _download(data_dir: Path, dataset: str) -> None:
     try:
         getattr(datasets, dataset)(data_dir, download=True)
     except Exception as error:  # what torchvision and urllib raise here is not documented
-        reason, raw = " ".join(str(error).split()), data_dir / dataset / "raw"
         raise UserError(
-            f"{dataset} is not in {data_dir} and torchvision could not download it ({reason}); "
-            f"go online, make the folder writable, or put the four .gz archives into {raw}."
+            f"{dataset} is not in {data_dir} and could not be downloaded ({error}); go online, "
+            f"or put its four .gz archives into {data_dir / dataset / 'raw'}."
         ) from error
 
 
 def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
-    """uint8 pixels, unchanged ("none") or as draws x' ~ Bernoulli(x / 255) of 0 and 255 ("dynamic").
+    """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
 
-    Exact in integers: x' is 255 if x > r with r uniform on 0..254. `rng` is on the images' device.
-    Without it the draw of images on the CPU is a fixed one, for evaluation.
+    Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` is on the images' device;
+    without it the draw, of images on the CPU, is a fixed one for evaluation.
     """
     if mode == "none":
         return images

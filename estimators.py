@@ -20,7 +20,7 @@ from loss import (
     standard_normal_log_prob,
 )
 from model import VAE
-from utils.device import autocast, rng
+from utils.device import rng
 
 NOISE_SEED, REFINING_SEED = 0, 1  # of the posterior draws, the same for every model and run
 N_STARTS = 4096  # draws of the prior from which a refinement may start
@@ -48,14 +48,9 @@ class ElboTerms(NamedTuple):
 
 
 @torch.no_grad()
-def posteriors(
-    model: VAE, images: Tensor, precision: str = "fp32", batch_size: int = 1000
-) -> Gaussians:
+def posteriors(model: VAE, images: Tensor, batch_size: int = 1000) -> Gaussians:
     """The encoder's q(z|x) of each image."""
-    parts = []
-    for chunk in images.split(batch_size):
-        with autocast(precision, model.device):
-            parts.append(model.encode(chunk.to(model.device) / 255))
+    parts = [model.encode(part.to(model.device) / 255) for part in images.split(batch_size)]
     return Gaussians(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -66,12 +61,7 @@ def posterior_noise(n: int, latent_dim: int) -> Tensor:
 
 @torch.no_grad()
 def elbo_terms(
-    model: VAE,
-    images: Tensor,
-    q: Gaussians,
-    eps: Tensor,
-    precision: str = "fp32",
-    batch_size: int = 1000,
+    model: VAE, images: Tensor, q: Gaussians, eps: Tensor, batch_size: int = 1000
 ) -> ElboTerms:
     """The ELBO's terms with z = mu + std * eps for the given eps (N, L).
 
@@ -82,8 +72,7 @@ def elbo_terms(
     for chunk, mu, logvar, noise in zip(*split, strict=True):
         x = chunk.to(model.device) / 255  # (B, 1, 28, 28)
         z = model.reparameterize(mu, logvar, noise.to(model.device))  # (B, L)
-        with autocast(precision, model.device):
-            logits = model.decode(z)  # (B, 1, 28, 28)
+        logits = model.decode(z)  # (B, 1, 28, 28)
         kl = model.prior.kl(mu, logvar, z[None])[0]
         parts.append((bernoulli_nll(logits, x), kl, squared_error(logits, x)))
     return ElboTerms(*(torch.cat(part).cpu().double() for part in zip(*parts, strict=True)))
@@ -91,12 +80,7 @@ def elbo_terms(
 
 @torch.no_grad()
 def importance_weighted_nll(
-    model: VAE,
-    images: Tensor,
-    q: Gaussians,
-    n_samples: int,
-    precision: str = "fp32",
-    batch_size: int = 1000,
+    model: VAE, images: Tensor, q: Gaussians, n_samples: int, batch_size: int = 1000
 ) -> Tensor:
     """-L_K of Burda et al. 2016 (eq. 8), an upper bound on -log p(x) for any `q`: (N,).
 
@@ -113,21 +97,17 @@ def importance_weighted_nll(
         z = model.reparameterize(mu, logvar, eps.to(model.device))  # (B, K, L)
         log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar)  # (B, K)
         for draws in torch.arange(n_samples).split(batch_size):
-            with autocast(precision, model.device):
-                logits = model.decode(z[:, draws])  # (B, D, 1, 28, 28)
-            log_w[:, draws] -= bernoulli_nll(logits, x)
+            log_w[:, draws] -= bernoulli_nll(model.decode(z[:, draws]), x)
         nll[index] = -log_mean_exp(log_w.cpu().double())
     return nll
 
 
-def log_likelihood_table(model: VAE, x: Tensor, z: Tensor, precision: str = "fp32") -> Tensor:
+def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x|z) in nats of every image x (N, 784) with every z (n, L): (N, n).
 
-    One matrix product for all pairs: x . logits - sum of softplus(logits). `precision` is that of
-    the decoder.
+    One matrix product for all pairs: x . logits - sum of softplus(logits).
     """
-    with autocast(precision, model.device):
-        logits = model.decode(z).flatten(1)  # (n, 784)
+    logits = model.decode(z).flatten(1)  # (n, 784)
     return x @ logits.T - F.softplus(logits).sum(dim=1)
 
 
@@ -175,19 +155,17 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, in
 
 
 @torch.no_grad()
-def likelier_starts(
-    model: VAE, images: Tensor, q: Gaussians, precision: str = "fp32", batch_size: int = 1000
-) -> Gaussians:
+def likelier_starts(model: VAE, images: Tensor, q: Gaussians, batch_size: int = 1000) -> Gaussians:
     """`q`, but mu is the likeliest of N_STARTS draws of the prior where p(x, z) is higher there.
 
     In two dimensions the draws find modes that are broad or near 0; in many, none is near one.
     """
     u = torch.randn(N_STARTS, q.mu.shape[1], generator=rng(REFINING_SEED)).to(model.device)
     x, mu = images.to(model.device).flatten(1) / 255, q.mu  # (N, 784), (N, L)
-    recon = elbo_terms(model, images, q, torch.zeros(q.mu.shape), precision, batch_size).recon
+    recon = elbo_terms(model, images, q, torch.zeros(q.mu.shape), batch_size).recon
     highest = model.prior.log_prob(mu) - recon.float().to(model.device)  # (N,)
     for z in model.prior.from_normal(u).split(batch_size):  # (B, L)
-        log_joints = log_likelihood_table(model, x, z, precision) + model.prior.log_prob(z)
+        log_joints = log_likelihood_table(model, x, z) + model.prior.log_prob(z)
         there, index = log_joints.max(dim=1)  # (N,) each
         mu = torch.where((there > highest)[:, None], z[index], mu)
         highest = torch.maximum(highest, there)
@@ -195,12 +173,7 @@ def likelier_starts(
 
 
 def refined_posteriors(
-    model: VAE,
-    images: Tensor,
-    q: Gaussians,
-    n_steps: int,
-    precision: str = "fp32",
-    batch_size: int = 1000,
+    model: VAE, images: Tensor, q: Gaussians, n_steps: int, batch_size: int = 1000
 ) -> Gaussians:
     """Each image's q(z|x) after `n_steps` of Adam on its own -ELBO from its likelier start.
 
@@ -208,7 +181,7 @@ def refined_posteriors(
     al. 2018, https://arxiv.org/abs/1801.03558). Each step has REFINING_DRAWS new draws of z, half
     of them mirrored, which depend on the image's number alone; no metric is computed from them.
     """
-    q = likelier_starts(model, images, q, precision, batch_size)
+    q = likelier_starts(model, images, q, batch_size)
     size, parts = (n_steps, REFINING_DRAWS // 2, q.mu.shape[1]), []
     indices = torch.arange(len(images)).split(max(1, batch_size // REFINING_DRAWS))
     for index in tqdm(indices, desc="refining", leave=False, disable=None):
@@ -222,8 +195,7 @@ def refined_posteriors(
         for step, half in enumerate(noise.to(model.device)):  # (K / 2, B, L)
             mu, logvar = start + scale * change  # (B, L) each
             z = model.reparameterize(mu, logvar, torch.cat((half, -half)))  # (K, B, L)
-            with autocast(precision, model.device):
-                logits = model.decode(z)  # (K, B, 1, 28, 28)
+            logits = model.decode(z)  # (K, B, 1, 28, 28)
             same = (part.repeat(len(z), 1) for part in (mu, logvar))  # (K * B, L) each
             kl = model.prior.kl(*same, z.flatten(0, 1)[None]).view(len(z), -1)  # (K, B)
             neg_elbo = (bernoulli_nll(logits, x) + kl).mean(dim=0)  # (B,)

@@ -28,12 +28,9 @@ ROWS = {  # of the table: key -> name, meaning
     "kl": ("kl", "KL(q(z|x) || p(z))"),
     "neg_elbo": ("-ELBO", "recon + kl"),
     "nll": ("NLL, K={n_importance_samples}", "-log p(x) by importance sampling"),
-    "gap": ("gap", "-ELBO minus NLL"),
-    "encoder_neg_elbo": ("encoder's -ELBO", "before {n_refining_steps} steps on each posterior"),
-    "refining_gain": ("refining", "the gain of these steps; below are metrics of the encoder"),
     "exact_nll": ("NLL, exact", "{n_grid} points per axis, halving the step moved it {change:.4f}"),
-    "nll_above_exact": ("NLL above exact", "large if K is small, or the posteriors are far off"),
 }
+FLAGS = ("split", "n_images", "n_importance_samples", "n_refining_steps")
 
 
 def evaluate(args: Namespace) -> dict:
@@ -43,43 +40,36 @@ def evaluate(args: Namespace) -> dict:
     if args.exact and latent_dim > 2:
         raise UserError(f"--exact needs 1 or 2 latent dimensions, not {latent_dim}; leave it out.")
     mode = args.binarize or checkpoint["args"]["binarize"]
-    precision = "fp32" if args.exact else pick_precision(args.precision, model.device)
-    how = {"precision": precision, "batch_size": args.batch_size}
-    result = {"model_params": str(args.model_params), "dataset": dataset, "split": args.split}
-    result |= {"binarize": mode, "precision": precision, "prior": model.config.prior}
-    result |= {"latent_dim": latent_dim, "n_images": args.n_images}
-    result |= {"n_importance_samples": args.n_importance_samples}
-    result |= {"n_refining_steps": args.n_refining_steps}
+    model.precision = "fp32" if args.exact else pick_precision(args.precision, model.device)
+    result = {"model_params": str(args.model_params), "dataset": dataset, "binarize": mode}
+    result |= {"latent_dim": latent_dim, "prior": model.config.prior, "precision": model.precision}
+    result |= {name: getattr(args, name) for name in FLAGS}
 
     images, labels = load_mnist(args.data_dir, args.split, dataset)
     order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
-    images, labels = binarize(images, mode)[order], labels[order]
-    q = encoder = estimators.posteriors(model, images, **how)
+    images, labels, size = binarize(images, mode)[order], labels[order], args.batch_size
+    q = encoder = estimators.posteriors(model, images, size)
     if args.n_refining_steps > 0:
-        q = estimators.refined_posteriors(model, images, q, args.n_refining_steps, **how)
-    terms = estimators.elbo_terms(model, images, q, eps, **how)
-    nll = estimators.importance_weighted_nll(model, images, q, args.n_importance_samples, **how)
-    neg_elbo = terms.recon + terms.kl
-    per_image = {"recon": terms.recon, "kl": terms.kl, "neg_elbo": neg_elbo, "nll": nll}
-    per_image["gap"] = neg_elbo - nll
-    if args.n_refining_steps > 0:
-        before = estimators.elbo_terms(model, images, encoder, eps, **how)
-        per_image["encoder_neg_elbo"] = before.recon + before.kl
-        per_image["refining_gain"] = before.recon + before.kl - neg_elbo
+        q = estimators.refined_posteriors(model, images, q, args.n_refining_steps, size)
+    recon, kl, _ = estimators.elbo_terms(model, images, q, eps, size)
+    nll = estimators.importance_weighted_nll(model, images, q, args.n_importance_samples, size)
+    per_image = {"recon": recon, "kl": kl, "neg_elbo": recon + kl, "nll": nll}
     if args.exact:
-        exact, result["n_grid"], result["change"] = estimators.exact_nll(model, images)
-        per_image |= {"exact_nll": exact, "nll_above_exact": nll - exact}
+        per_image["exact_nll"], *grid = estimators.exact_nll(model, images)
+        result |= dict(zip(("n_grid", "change"), grid, strict=True))
     for name, values in per_image.items():
         result |= mean_and_error(name, values, args.model_params)
-    result["active_units"] = int(estimators.active_units(encoder.mu).sum())
-    result["kl_of_dimension"] = estimators.kl_of_dimensions(encoder, model.config.prior).tolist()
 
     known, known_labels = load_mnist(args.data_dir, "train", dataset)
-    known_mu = estimators.posteriors(model, binarize(known, mode), **how).mu.cpu()
+    known_mu = estimators.posteriors(model, binarize(known, mode), size).mu.cpu()
     accuracies = estimators.knn_accuracy(encoder.mu.cpu(), labels, known_mu, known_labels)
-    knn = {"knn_accuracy": accuracies.mean().item(), "knn_accuracy_std": accuracies.std().item()}
-    return result | knn
+    return result | {
+        "active_units": int(estimators.active_units(encoder.mu).sum()),
+        "kl_of_dimension": estimators.kl_of_dimensions(encoder, model.config.prior).tolist(),
+        "knn_accuracy": accuracies.mean().item(),
+        "knn_accuracy_std": accuracies.std().item(),
+    }
 
 
 def mean_and_error(name: str, values: Tensor, path: Path) -> dict[str, float]:
@@ -96,7 +86,8 @@ def print_table(r: dict) -> None:
     of = f"{r['latent_dim']} latent dimensions, {r['prior']} prior, {r['dataset']}"
     print(f"{r['model_params']}: {of}")
     print(f"{r['n_images']:,} {r['split']} images ({PIXELS[r['binarize']]}), {r['precision']}")
-    print("nats per image, +- one standard error\n")
+    refined = f"posteriors refined by {r['n_refining_steps']} steps, " * (r["n_refining_steps"] > 0)
+    print(f"{refined}nats per image, +- one standard error\n")
     for key, (name, meaning) in ROWS.items():
         if key in r:
             value = f"{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}"

@@ -6,28 +6,27 @@ from pathlib import Path
 
 dependencies = ["torch", "numpy"]
 _ROOT = Path(__file__).resolve().parent
-_NAMES = {"utils", *(path.stem for path in _ROOT.glob("*.py"))} - {"hubconf"}
+_NAMES = {"utils", *(path.stem for path in _ROOT.glob("*.py"))}
 
 
-def _own_modules() -> dict:
-    """The loaded modules of these names, ours or the caller's, which it takes out of Python."""
-    names = [name for name in sys.modules if name.split(".")[0] in _NAMES]
+def _take_out() -> dict:
+    """Removes the modules of our names, ours or the caller's, from those that Python has loaded."""
+    names = [name for name in sys.modules if name.split(".")[0] in _NAMES - {__name__}]
     return {name: sys.modules.pop(name) for name in names}
 
 
 def _import_ours() -> None:
-    """Imports our modules as vae_hub_model etc., beside the caller's own `model`, `utils`, ..."""
-    callers = _own_modules()
+    """Loads our modules as vae_hub_model etc., beside the caller's own `model`, `utils`, ..."""
+    callers = _take_out()
     sys.path.insert(0, str(_ROOT))
     try:
         importlib.import_module("checkpoint")
-        importlib.import_module("utils.device")
     finally:
         sys.path.remove(str(_ROOT))
-        for name, module in _own_modules().items():
+        for name, module in _take_out().items():
             sys.modules[f"vae_hub_{name}"] = module
             for value in vars(module).values():
-                if isinstance(value, type) and value.__module__ == name:
+                if getattr(value, "__module__", None) == name:
                     value.__module__ = f"vae_hub_{name}"  # where pickle finds it
         sys.modules.update(callers)
 
@@ -36,8 +35,8 @@ def _load(name: str, device: str):
     if "vae_hub_checkpoint" not in sys.modules:
         _import_ours()
     where = sys.modules["vae_hub_utils.device"].pick_device(device)
-    load_checkpoint = sys.modules["vae_hub_checkpoint"].load_checkpoint
-    return load_checkpoint(_ROOT / "pretrained" / f"{name}.pth", where)[0]
+    path = _ROOT / "pretrained" / f"{name}.pth"
+    return sys.modules["vae_hub_checkpoint"].load_checkpoint(path, where)[0]
 
 
 def vae_mnist(device: str = "cpu"):

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from layers import LinearPlusMLP, conv_blocks, linear_blocks
 from loss import N_PIXELS
 from prior import FlowPrior, NormalPrior
+from utils.device import autocast
 
 ARCHS, PRIORS = ("mlp", "conv"), ("normal", "flow")
 WIDTHS = {"mlp": 512, "conv": 32}  # hidden units, channels
@@ -73,8 +74,11 @@ class VAE(nn.Module):
     """p(z), p(x|z) and q(z|x): see `encode`, `reparameterize`, `decode` and `sample`.
 
     `mean_image` (1, 28, 28) in [0, 1], that of the training images, initialises the output bias.
-    All results have the dtype of the weights, which float(), double(), half() or bfloat16() set.
+    Results have the dtype of the weights. With `precision` "bf16" the matrix products of encoder
+    and decoder run in bfloat16, while the weights stay float32.
     """
+
+    precision = "fp32"
 
     def __init__(self, config: VAEConfig, mean_image: Tensor | None = None):
         super().__init__()
@@ -90,14 +94,20 @@ class VAE(nn.Module):
         """Where the weights are, and inputs must be."""
         return self.output_bias.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights, and of all results."""
+        return self.output_bias.dtype
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
 
         The variance is a sigmoid, so at most 1, the prior's. Unbounded, the logvar of a single odd
         image can make a long run diverge.
         """
-        h = self.encoder(x.to(self.output_bias.dtype)).to(self.output_bias.dtype)  # (B, 2L)
-        mu, variance_logit = h.chunk(2, dim=1)
+        with autocast(self.precision, self.device):
+            h = self.encoder(x.to(self.dtype))  # (B, 2L)
+        mu, variance_logit = h.to(self.dtype).chunk(2, dim=1)
         return mu, F.logsigmoid(variance_logit)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -112,13 +122,13 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); their sigmoids are pixel means."""
-        h = self.decoder(z.flatten(0, -2).to(self.output_bias.dtype))
-        logits = h.view(*z.shape[:-1], *IMAGE_SHAPE).to(self.output_bias.dtype)
-        return logits + self.output_bias
+        with autocast(self.precision, self.device):
+            h = self.decoder(z.flatten(0, -2).to(self.dtype))
+        return h.to(self.dtype).view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n draws z ~ p(z), decoded to pixel means: (n, 1, 28, 28) in [0, 1]."""
-        size, where = (n, self.config.latent_dim), self.device
-        u = torch.randn(size, generator=generator, device=where, dtype=self.output_bias.dtype)
+        how = {"generator": generator, "device": self.device, "dtype": self.dtype}
+        u = torch.randn(n, self.config.latent_dim, **how)  # (n, L)
         return torch.sigmoid(self.decode(self.prior.from_normal(u)))

@@ -23,7 +23,7 @@ from checkpoint import load_checkpoint, save_checkpoint
 from data import BINARIZE, DATASETS, batches, binarize, load_mnist
 from estimators import elbo_terms, posterior_noise, posteriors
 from loss import N_PIXELS, bernoulli_nll, negative_bound, squared_error
-from model import ARCHS, PRIORS, WIDTHS, VAE, VAEConfig
+from model import ARCHS, PRIORS, VAE, WIDTHS, VAEConfig
 from utils import cli, device
 from utils.cli import UserError, number
 from utils.files import new_folder, write_file
@@ -77,7 +77,6 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
         settled = checkpoint["config"]
         if args.resume:
             settled = settled | checkpoint["args"] | {"save_dir": args.resume.parent}
-            settled.pop("device", None)
         parser.set_defaults(**settled)
         args = parser.parse_args(argv)
         for name in settled.keys() - {"n_epochs"}:
@@ -122,10 +121,9 @@ def train_one_epoch(
     for step, x in enumerate(xs, start=(epoch - 1) * n_steps):  # x (B, 1, 28, 28)
         size = (args.n_importance_samples, len(x), model.config.latent_dim)
         eps = torch.randn(size, generator=rng, device=x.device)  # (K, B, L)
-        with device.autocast(args.precision, x.device):
-            mu, logvar = model.encode(x)  # (B, L) each
-            z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
-            logits = model.decode(z)  # (K, B, 1, 28, 28)
+        mu, logvar = model.encode(x)  # (B, L) each
+        z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
+        logits = model.decode(z)  # (K, B, 1, 28, 28)
         nll = bernoulli_nll(logits, x)  # (K, B)
         recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (K, B)
         kl = model.prior.kl(mu, logvar, z)  # (K, B)
@@ -160,17 +158,18 @@ def build(args: Namespace, images: Tensor) -> Run:
     else:
         config = VAEConfig(**{field.name: getattr(args, field.name) for field in fields(VAEConfig)})
         model = VAE(config, images.float().mean(dim=0).cpu() / 255).to(args.device)
+    model.precision = args.precision
     average = deepcopy(model).requires_grad_(False).eval()
     how = {"betas": BETAS, "weight_decay": args.weight_decay, "fused": True}
-    optimizer = AdamW(model.parameters(), **how)
-    if not args.resume:
-        return Run(model, average, optimizer, [])
-    try:
-        model.load_state_dict(checkpoint["training"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (LookupError, ValueError, RuntimeError) as error:
-        raise UserError(f"{args.resume} holds no run to resume; give its last.pth.") from error
-    return Run(model, average, optimizer, checkpoint["metrics"])
+    optimizer, metrics = AdamW(model.parameters(), **how), []
+    if args.resume:
+        try:
+            model.load_state_dict(checkpoint["training"])
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            metrics = checkpoint["metrics"]
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise UserError(f"{args.resume} holds no run to resume; give its last.pth.") from error
+    return Run(model, average, optimizer, metrics)
 
 
 def columns(split: str, terms: Tensor) -> dict[str, float]:
@@ -182,8 +181,8 @@ def columns(split: str, terms: Tensor) -> dict[str, float]:
 
 def validate(average: VAE, images: Tensor, args: Namespace) -> dict[str, float]:
     """Columns of metrics.csv for held-out images (N, 1, 28, 28) uint8."""
-    q = posteriors(average, images, args.precision)
-    terms = elbo_terms(average, images, q, posterior_noise(*q.mu.shape), args.precision)
+    q = posteriors(average, images)
+    terms = elbo_terms(average, images, q, posterior_noise(*q.mu.shape))
     recon = terms.recon if args.recon_loss == "bce" else terms.squared_error
     return columns("val", torch.stack((recon, terms.kl, terms.recon)))
 
@@ -244,34 +243,29 @@ def describe(row: dict, split: str) -> str:
 def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
     """A line about the last epoch, and a warning if z is unused."""
     row = metrics[-1]
+    epoch = f"epoch {row['epoch']:{len(str(args.n_epochs))}}/{args.n_epochs}"
     speed = f"{row['seconds']:.1f} s, {n_images / row['seconds']:,.0f} images/s"
-    parts = [f"epoch {row['epoch']:{len(str(args.n_epochs))}}/{args.n_epochs}"]
-    parts += [describe(row, "train"), describe(row, "val"), speed]
-    parts += ["best"] * (row is best_row(metrics, args))
-    print(" | ".join(parts), flush=True)
+    parts = [epoch, describe(row, "train"), describe(row, "val"), speed]
+    print(" | ".join(parts + ["best"] * (row is best_row(metrics, args))), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
-        print(
-            "warning: the posterior has collapsed: z is unused; try --kl_warmup 100"
-            " or a larger --recon_weight."
-        )
+        hint = "try --kl_warmup 100 or a larger --recon_weight."
+        print(f"warning: the posterior has collapsed: z is unused; {hint}")
 
 
 def main() -> None:
     args = parse_flags()
     images = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
-    val_images = binarize(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)
-    val_images = val_images.to(args.device)
+    val_images = load_mnist(args.data_dir, "val", args.dataset)[0]
+    val_images = binarize(val_images, args.binarize).to(args.device)
     run = build(args, images)
-    name = f"{args.dataset}_{run.model.config.arch}_{run.model.config.latent_dim}d"
+    name = f"{args.dataset}_{args.arch}_{args.latent_dim}d"
     args.save_dir = args.save_dir or new_folder(Path("runs", name))
     last_path = args.save_dir / "last.pth"
     if last_path.exists() and not args.resume:
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
-    print(
-        f"{run.model.config.arch}, {sum(p.numel() for p in run.model.parameters()):,} parameters, "
-        f"latent_dim {run.model.config.latent_dim}, {args.device}, {args.precision}; "
-        f"writing to {args.save_dir}"
-    )
+    size = f"{sum(p.numel() for p in run.model.parameters()):,} parameters"
+    what = f"{args.arch}, {size}, latent_dim {args.latent_dim}, {args.device}, {args.precision}"
+    print(f"{what}; writing to {args.save_dir}")
     try:
         save(run, args)
         while len(run.metrics) < args.n_epochs:

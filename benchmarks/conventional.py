@@ -1,7 +1,7 @@
 """The training loop of most public repositories, with the network of pytorch/examples (vae).
 
 DataLoader, PIL and ToTensor for each image, float32, unfused Adam, `.item()` at each step.
-time_to_quality.py runs this file as a process, throughput.py takes its loop.
+time_to_quality.py and cost.py run it as a process.
 """
 
 import json
@@ -11,18 +11,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils import cli
+
 
 class Network(nn.Module):
-    """784-400-20-400-784 with ReLU: x (B, 1, 28, 28) -> logits like x, mu and logvar (B, 20)."""
+    """784-400-20-400-784 with ReLU: x (B, 1, 28, 28) -> pixel means like x, mu, logvar (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -37,63 +37,55 @@ class Network(nn.Module):
         mu, logvar = self.fc21(h), self.fc22(h)
         std = torch.exp(0.5 * logvar)
         z = mu + torch.randn_like(std) * std
-        return self.fc4(F.relu(self.fc3(z))).view_as(x), mu, logvar
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))).view_as(x), mu, logvar
 
 
-def loss_function(logits: Tensor, x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """-ELBO in nats, summed over the batch."""
-    bce = F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum")
+def neg_elbo(model: nn.Module, x: Tensor) -> Tensor:
+    """-ELBO in nats, summed over the batch, by one draw from the posterior of each image."""
+    recon_x, mu, logvar = model(x)
+    bce = F.binary_cross_entropy(recon_x, x, reduction="sum")
     kld = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
     return bce + kld
 
 
 def train_one_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Iterable) -> float:
-    """The loss in nats, summed over all images."""
+    """-ELBO in nats, summed over all images."""
     model.train()
     total = 0.0
     for x, _ in loader:
         optimizer.zero_grad()
-        logits, mu, logvar = model(x)
-        loss = loss_function(logits, x, mu, logvar)
+        loss = neg_elbo(model, x)
         loss.backward()
         total += loss.item()
         optimizer.step()
     return total
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def validate(model: nn.Module, loader: Iterable) -> float:
-    """-ELBO in nats per image, by one draw from the posterior of each."""
+    """-ELBO in nats, summed over all images."""
     model.eval()
-    total, n_images = 0.0, 0
-    for x, _ in loader:
-        logits, mu, logvar = model(x)
-        total += loss_function(logits, x, mu, logvar).item()
-        n_images += len(x)
-    return total / n_images
+    return sum(neg_elbo(model, x).item() for x, _ in loader)
 
 
-def extract_mnist(data_dir: Path, folder: str | Path) -> datasets.MNIST:
-    """The training file as torchvision reads it, from a copy: it extracts beside the archives."""
-    shutil.copytree(data_dir / "MNIST", Path(folder, "MNIST"))
-    return datasets.MNIST(folder, transform=transforms.ToTensor(), download=True)
+def extract_mnist(folder: str) -> None:
+    """Lets torchvision extract a copy of MNIST, as it extracts beside the archives."""
+    shutil.copytree(cli.DATA_DIR / "MNIST", Path(folder, "MNIST"))
+    datasets.MNIST(folder, download=True)
 
 
 def main() -> None:
     parser = cli.parser("Trains by the conventional loop; prints its validation -ELBO as JSON.")
-    parser.add_argument("folder", type=Path, help="where torchvision has extracted MNIST")
+    add = parser.add_argument
+    add("folder", type=Path, help="where torchvision has extracted MNIST")
     cli.add_seed_flag(parser)
-    epochs, images = cli.integer(1, 1000), cli.integer(1, 50_000)
-    parser.add_argument("--n_epochs", type=epochs, default=10, help="epochs in all")
-    parser.add_argument("--n_train", type=images, default=50_000, help="the first so many images")
+    add("--n_epochs", type=cli.number(1), default=10, help="total")
+    add("--n_train", type=cli.number(1, 50_000), default=50_000, help="train on the first N images")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    dataset = datasets.MNIST(args.folder, transform=transforms.ToTensor())
-    train_set, val_set = (
-        Subset(dataset, range(args.n_train)),
-        Subset(dataset, range(50_000, 60_000)),
-    )
+    images = datasets.MNIST(args.folder, transform=transforms.ToTensor())
+    train_set, val_set = Subset(images, range(args.n_train)), Subset(images, range(50_000, 60_000))
     loader = DataLoader(train_set, batch_size=128, shuffle=True)
     model = Network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -102,8 +94,8 @@ def main() -> None:
         start = time.perf_counter()
         loss = train_one_epoch(model, optimizer, loader) / args.n_train
         epoch_seconds.append(time.perf_counter() - start)
-        print(f"epoch {epoch} | -ELBO {loss:.2f} nats | {epoch_seconds[-1]:.1f} s", flush=True)
-    val_neg_elbo = validate(model, DataLoader(val_set, batch_size=128))
+        print(f"epoch {epoch} | -ELBO {loss:.2f} nats")
+    val_neg_elbo = validate(model, DataLoader(val_set, batch_size=128)) / len(val_set)
     print(json.dumps({"val_neg_elbo": val_neg_elbo, "epoch_seconds": epoch_seconds}))
 
 

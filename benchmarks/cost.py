@@ -1,59 +1,57 @@
-"""What a run of train.py costs: its start-up, and its time and memory as its flags grow.
+"""What a run of train.py costs on the CPU, in seconds and memory, as one flag at a time changes.
 
 python3 benchmarks/cost.py
 """
 
-import statistics
+import json
 import sys
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import Finished, machine, metrics, run
+from benchmarks.conventional import extract_mnist
 from utils import cli
 
-from benchmarks.common import median_and_range, metrics, run
-
-SWEEPS = {  # one flag at a time, the others at their defaults
+SWEEPS = {  # one epoch with the defaults, except for this flag
     "n_train": (12_500, 25_000, 50_000),
-    "batch_size": (32, 128, 512, 2048, 4096),
+    "batch_size": (32, 128, 512, 2048),
     "latent_dim": (2, 16, 64, 256),
+    "arch": ("mlp", "conv"),
     "n_epochs": (1, 2, 4),
 }
-N_STARTS = 3
+SIMILAR = "--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128"  # to conventional.py
 
 
-def cost(**flags: int) -> tuple[float, float]:
-    """Median seconds of an epoch of `train.py`, and its peak memory in MB. Raises UserError."""
-    words = [f"--{name}={value}" for name, value in ({"n_epochs": 1} | flags).items()]
+def cost(flags: str) -> tuple[Finished, float]:
+    """A run of train.py, and the median seconds of its epochs. Raises UserError."""
     with TemporaryDirectory() as folder:
-        megabytes = run("train.py", *words, "--save_dir", folder).megabytes
-        seconds = [row["seconds"] for row in metrics(Path(folder, "last.pth"))]
-    return statistics.median(seconds), megabytes
+        done = run(f"train.py --device cpu --n_epochs 1 {flags} --save_dir", folder)
+        return done, median(row["seconds"] for row in metrics(folder, "last.pth"))
 
 
-def startup() -> float:
-    """Seconds from the start of `train.py` to the end of an epoch of one step and its validation.
-
-    Raises UserError.
-    """
+def conventional_seconds() -> float:
+    """Of one epoch of the conventional loop. Raises UserError."""
     with TemporaryDirectory() as folder:
-        flags = ("--n_train", "128", "--n_epochs", "1", "--save_dir", folder)
-        return run("train.py", *flags).epoch_ends[0]
+        extract_mnist(folder)
+        done = run("benchmarks/conventional.py --n_epochs 1", folder)
+    return json.loads(done.lines[-1])["epoch_seconds"][0]
 
 
 def main() -> None:
-    parser = cli.parser("Measures start-up, seconds an epoch and peak memory of train.py.")
-    parser.parse_args()
-    seconds = median_and_range([startup() for _ in range(N_STARTS)])
-    print(f"start-up, one step and its validation, in seconds: {seconds}\n")
-    print("| flag | value | seconds an epoch | microseconds an image | peak memory, MB |")
-    print("|---|---|---|---|---|")
+    cli.parser("Measures seconds and peak memory of train.py as its flags change.").parse_args()
+    print(f"{machine('--device cpu')}\n")
+    print("| flag | seconds of the whole run | seconds per epoch | peak memory, MB |")
+    print("|---|---|---|---|", flush=True)
     for name, values in SWEEPS.items():
         for value in values:
-            seconds, megabytes = cost(**{name: value})
-            n_images = value if name == "n_train" else SWEEPS["n_train"][-1]
-            times = f"{seconds:.1f} | {seconds / n_images * 1e6:.0f}"
-            print(f"| `--{name}` | {value:,} | {times} | {megabytes:,.0f} |", flush=True)
+            done, seconds = cost(f"--{name} {value}")
+            cells = f"{done.seconds:.1f} | {seconds:.1f} | {done.megabytes:,.0f}"
+            print(f"| `--{name} {value}` | {cells} |", flush=True)
+    theirs, (_, ours) = conventional_seconds(), cost(SIMILAR)
+    print(f"\nimages/s, train.py {SIMILAR} over conventional.py (784-400-20-400-784,")
+    print(f"batch 128, fp32), one epoch each: {theirs / ours:.1f} ({ours:.1f} s, {theirs:.1f} s)")
 
 
 if __name__ == "__main__":

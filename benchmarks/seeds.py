@@ -1,131 +1,77 @@
-"""How far results spread from seed to seed: trains and evaluates some recipes several times.
+"""How far results spread from seed to seed: trains and evaluates each recipe from several seeds.
 
     python3 benchmarks/seeds.py --n_seeds 5 --save_to runs/seeds.csv
 
-Each run becomes a row of the CSV as soon as it ends. Runs that have one are not repeated, so a
-stopped command goes on where it was.
+Each run becomes a row of the CSV as soon as it ends. A run that has a row is not repeated.
 """
 
 import csv
 import json
-import shlex
-import statistics
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import OURS, SEED_OBJECTIVE, machine, metrics, run
 from utils import cli
-from utils.cli import UserError
-from utils.flags import Settings
-from utils.images import cannot_write
-
-from benchmarks.common import OURS, SEED_OBJECTIVE, metrics, run
+from utils.cli import SEED
+from utils.files import write_file
 
 RECIPES = {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS}  # flags of train.py
-FIGURES = {  # and their decimals
-    "val_recon_loss": 4,
-    "val_kld_loss": 3,
-    "val_neg_elbo": 2,
-    "test_neg_elbo": 2,
-    "test_nll": 2,
-    "active_units": 1,
-    "knn_accuracy": 4,
-    "train_seconds": 1,
-}
-COLUMNS = ("recipe", "seed", "flags", "n_importance_samples", *FIGURES)
+METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "test_neg_elbo")
+METRICS += ("active_units", "knn_accuracy", "train_seconds")
+COLUMNS = ("recipe", "seed", "flags", *METRICS)
 
 
-def measure(recipe: str, seed: int, n_importance_samples: int, save_dir: str | Path) -> dict:
-    """A row of COLUMNS: one run of train.py and one of evaluate.py. Raises UserError."""
-    flags = shlex.split(RECIPES[recipe])
-    trained = run("train.py", *flags, "--seed", str(seed), "--save_dir", save_dir)
-    model, K = Path(save_dir, "best.pth"), str(n_importance_samples)
-    how = ("--model_params", model, "--n_importance_samples", K, "--json")
-    test = json.loads(run("evaluate.py", *how).lines[-1])
-    row = {"recipe": recipe, "seed": seed, "flags": RECIPES[recipe], "n_importance_samples": K}
-    row |= metrics(model)[-1] | {f"test_{name}": test[name] for name in ("neg_elbo", "nll")}
-    row |= {name: test[name] for name in ("active_units", "knn_accuracy")}
-    row["train_seconds"] = trained.seconds
+def measure(recipe: str, seed: int) -> dict:
+    """A row of the CSV: one run of train.py and one of evaluate.py. Raises UserError."""
+    row = {"recipe": recipe, "seed": seed, "flags": RECIPES[recipe]}
+    with TemporaryDirectory() as folder:
+        done = run(f"train.py {RECIPES[recipe]} --seed {seed} --save_dir", folder)
+        evaluate = "evaluate.py --n_importance_samples 1 --json --model_params"
+        test = json.loads(run(evaluate, Path(folder, "best.pth")).lines[-1])
+        row |= test | metrics(folder, "best.pth")[-1]
+    row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": done.seconds}
     return {name: row[name] for name in COLUMNS}
 
 
-def append(path: Path, rows: list[dict]) -> None:
-    """Adds rows to the CSV, which begins with a header. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """All rows of the CSV. Raises UserError."""
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames) != COLUMNS:
-        raise UserError(f"{path} has other columns than seeds.py; choose another --save_to.")
-    return rows
-
-
-def missing(rows: list[dict], recipes: list[str], seeds: range, K: int) -> list[tuple[str, int]]:
-    """Recipe and seed of each run that has no row yet.
-
-    Raises UserError for a row that was made in another way.
-    """
-    for row in rows:
-        recipe = row["recipe"]
-        made = (row["flags"], row["n_importance_samples"])
-        if recipe in recipes and made != (RECIPES[recipe], str(K)):
-            raise UserError(
-                f"the file holds {recipe} with other flags or --n_importance_samples; "
-                f"choose another --save_to."
-            )
-    there = {(row["recipe"], int(row["seed"])) for row in rows}
-    return [(recipe, seed) for seed in seeds for recipe in recipes if (recipe, seed) not in there]
-
-
-def table(rows: list[dict[str, str]], recipes: list[str]) -> str:
+def table(rows: list[dict], recipes: list[str]) -> str:
     """Mean and standard deviation over the seeds of each recipe, in Markdown."""
-    lines = [f"| recipe | n | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 2) + "|"]
+    lines = [f"| recipe | n | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 2) + "|"]
     for recipe in recipes:
         mine = [row for row in rows if row["recipe"] == recipe]
         cells = [recipe, str(len(mine))]
-        for name, decimals in FIGURES.items():
+        for name in METRICS:
             values = [float(row[name]) for row in mine]
-            cell = f"{statistics.mean(values):.{decimals}f}"
-            if len(values) > 1:
-                cell += f" +- {statistics.stdev(values):.{decimals}f}"
-            cells.append(cell)
+            spread = f" +- {stdev(values):.2g}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.5g}{spread}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = cli.parser("Trains and evaluates recipes from several seeds; mean and deviation.")
+    parser = cli.parser("Trains and evaluates recipes from several seeds.")
     add, names = parser.add_argument, list(RECIPES)
     add("--recipes", nargs="+", choices=names, default=names, help="which of RECIPES")
-    seeds = cli.integer(1, 1000)
-    add("--n_seeds", type=seeds, default=5, help=f"of {Settings.seed}, {Settings.seed + 1}, ...")
-    add("--save_to", type=Path, default=Path("runs/seeds.csv"), help="a row for each run")
-    draws = cli.integer(1, 10**6)
-    add("--n_importance_samples", type=draws, default=1, metavar="K", help="for the test NLL")
+    add("--n_seeds", type=cli.number(1), default=5, help=f"seeds {SEED}, {SEED + 1}, ...")
+    add("--save_to", type=Path, default=Path("runs/seeds.csv"), help="the CSV, one row per run")
     args = parser.parse_args()
-    seeds = range(Settings.seed, Settings.seed + args.n_seeds)
-    K = args.n_importance_samples
-
-    append(args.save_to, [])  # fails now, not after the work
-    to_do = missing(read(args.save_to), args.recipes, seeds, K)
-    for i, (recipe, seed) in enumerate(to_do):
-        print(f"{recipe}, seed {seed}; {len(to_do) - i} to do", file=sys.stderr, flush=True)
-        with TemporaryDirectory() as save_dir:
-            append(args.save_to, [measure(recipe, seed, K, save_dir)])
-    print(table(read(args.save_to), args.recipes))
+    print(f"{machine('')}\n", flush=True)
+    if not args.save_to.exists():
+        write_file(args.save_to, f"{','.join(COLUMNS)}\n".encode())
+    with open(args.save_to, newline="") as file:
+        done = {(row["recipe"], row["seed"], row["flags"]): row for row in csv.DictReader(file)}
+    rows = []
+    for seed in range(SEED, SEED + args.n_seeds):
+        for recipe in args.recipes:
+            row = done.get((recipe, str(seed), RECIPES[recipe]))
+            if row is None:
+                row = measure(recipe, seed)
+                with open(args.save_to, "a", newline="") as file:
+                    csv.DictWriter(file, COLUMNS).writerow(row)
+            rows.append(row)
+    print(table(rows, args.recipes))
 
 
 if __name__ == "__main__":

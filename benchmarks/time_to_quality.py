@@ -2,131 +2,92 @@
 
     python3 benchmarks/time_to_quality.py
 
-In each round, with a seed of its own: conventional.py, ten epochs of pytorch/examples' network;
-train.py with OURS, which is to reach its validation -ELBO; train.py to the seed project's
-objective; and train.py as it is. All on the CPU.
+In each round, with its own seed and on the CPU: conventional.py, ten epochs; train.py, which is to
+reach its validation -ELBO, then the seed project's objective; and train.py with its defaults.
 """
 
 import json
-import shlex
-import statistics
 import sys
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli
-from utils.device import pick_precision
-from utils.flags import Settings
-
-import torch
-
-from benchmarks.common import (
-    OURS,
-    SEED_OBJECTIVE,
-    SEED_WEIGHT,
-    describe,
-    machine,
-    matrix_peak,
-    median_and_range,
-    metrics,
-    run,
-)
+from benchmarks.common import OURS, SEED_OBJECTIVE, machine, metrics, run
 from benchmarks.conventional import extract_mnist
+from utils import cli
 
 SEED_PROJECT = 72.40  # its objective on the validation images, after 84 epochs
+COMMANDS = {  # in a round, *_seconds -> the command, and the key of its quality
+    "conventional": ("conventional.py", "target_neg_elbo"),
+    "ours": (f"train.py {OURS}", "ours_neg_elbo"),
+    "seed_objective": (f"train.py {SEED_OBJECTIVE}", "seed_objective"),
+    "default": ("train.py", "default_neg_elbo"),
+}
 
 
-def conventional_run(folder: str, seed: int, n_train: int) -> dict[str, float]:
-    """The conventional loop, which finds MNIST extracted in `folder`. Raises UserError."""
-    flags = ("--seed", str(seed), "--n_train", str(n_train))
-    done = run("benchmarks/conventional.py", folder, *flags)
-    result = json.loads(done.lines[-1])
-    return {
-        "conventional_seconds": done.seconds,
-        "conventional_epoch_seconds": statistics.median(result["epoch_seconds"]),
-        "target_neg_elbo": result["val_neg_elbo"],
-    }
+def measure(folder: str, seed: int, n_train: int) -> dict[str, float]:
+    """One round; MNIST is extracted in `folder`. Raises UserError."""
+    same = f"--seed {seed} --n_train {n_train}"
+    done = run(f"benchmarks/conventional.py {same}", folder)
+    theirs = json.loads(done.lines[-1])
+    r = {"conventional_seconds": done.seconds, "target_neg_elbo": theirs["val_neg_elbo"]}
+    r["conventional_epoch_seconds"] = median(theirs["epoch_seconds"])
+    for name in ("ours", "seed_objective", "default"):
+        command, quality = COMMANDS[name]
+        with TemporaryDirectory() as save_dir:
+            done = run(f"{command} {same} --device cpu --save_dir", save_dir)
+            best = metrics(save_dir, "best.pth")[-1]
+        r[f"{name}_seconds"] = done.seconds
+        r[quality] = best["val_neg_elbo"]
+        if name == "seed_objective":
+            r[quality] = 1837.5 * best["val_recon_loss"] + best["val_kld_loss"]
+    return r | {"ratio": r["conventional_seconds"] / r["ours_seconds"]}
 
 
-def our_run(flags: str, seed: int, n_train: int) -> tuple[float, dict[str, float]]:
-    """Seconds of train.py, and the metrics of its best epoch. Raises UserError."""
-    same = ("--seed", str(seed), "--n_train", str(n_train), "--device", "cpu")
-    with TemporaryDirectory() as folder:
-        done = run("train.py", *shlex.split(flags), *same, "--save_dir", folder)
-        return done.seconds, metrics(Path(folder, "best.pth"))[-1]
-
-
-def measure(folder: str, seed: int, n_train: int, precision: str) -> dict[str, float]:
-    """One round. Raises UserError."""
-    r = conventional_run(folder, seed, n_train)
-    r["ours_seconds"], best = our_run(OURS, seed, n_train)
-    r["ours_neg_elbo"] = best["val_neg_elbo"]
-    r["ratio"] = r["conventional_seconds"] / r["ours_seconds"]
-    r["seed_objective_seconds"], best = our_run(SEED_OBJECTIVE, seed, n_train)
-    r["seed_objective"] = SEED_WEIGHT * best["val_recon_loss"] + best["val_kld_loss"]
-    r["default_seconds"], best = our_run("", seed, n_train)
-    r["default_neg_elbo"] = best["val_neg_elbo"]
-    r["matrix_peak_gflops"] = matrix_peak(precision)
-    return r
+def median_and_range(values: list[float], form: str = ".2f") -> str:
+    """A cell of the table: "median (lowest to highest)"."""
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def table(rounds: list[dict[str, float]]) -> str:
-    """Medians and ranges over the rounds in Markdown, and in how many the quality was reached."""
-    n = len(rounds)
-    targets, seed_project = [r["target_neg_elbo"] for r in rounds], [SEED_PROJECT] * n
-    rows = (  # name, the keys of its seconds and of its quality, what that has to reach
-        ("conventional.py", "conventional_seconds", "target_neg_elbo", None),
-        (f"train.py {OURS}", "ours_seconds", "ours_neg_elbo", targets),
-        (f"train.py {SEED_OBJECTIVE}", "seed_objective_seconds", "seed_objective", seed_project),
-        ("train.py", "default_seconds", "default_neg_elbo", None),
-    )
-    lines = [
-        "| command | seconds | times faster | epochs of conventional.py | quality | reached |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, seconds_key, quality_key, aims in rows:
-        seconds, quality = ([r[key] for r in rounds] for key in (seconds_key, quality_key))
-        cells = [f"`{name}`", median_and_range(seconds)]
-        pairs = list(zip(seconds, rounds, strict=True))
-        times_faster = [r["conventional_seconds"] / mine for mine, r in pairs]
-        epochs = [mine / r["conventional_epoch_seconds"] for mine, r in pairs]
-        cells += [median_and_range(times_faster, ".2f"), median_and_range(epochs, ".2f")]
-        kind = "objective" if quality_key == "seed_objective" else "-ELBO"
-        cells.append(f"{kind} {median_and_range(quality, '.2f')}")
-        if aims:
-            reached = sum(value <= aim for value, aim in zip(quality, aims, strict=True))
-            cells.append(f"{reached} of {n}")
-        else:
-            cells.append("")
+    """Medians and ranges over the rounds in Markdown, and how many reached the quality."""
+    reached = {
+        "ours": sum(r["ours_neg_elbo"] <= r["target_neg_elbo"] for r in rounds),
+        "seed_objective": sum(r["seed_objective"] <= SEED_PROJECT for r in rounds),
+    }
+    lines = ["| command | seconds | times faster | epochs of conventional.py | quality | reached |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, (command, quality) in COMMANDS.items():
+        seconds = [r[f"{name}_seconds"] for r in rounds]
+        times = [r["conventional_seconds"] / r[f"{name}_seconds"] for r in rounds]
+        epochs = [r[f"{name}_seconds"] / r["conventional_epoch_seconds"] for r in rounds]
+        cells = [f"`{command}`", median_and_range(seconds, ".1f")]
+        cells += [median_and_range(times), median_and_range(epochs)]
+        kind = "objective" if quality == "seed_objective" else "-ELBO"
+        cells.append(f"{kind} {median_and_range([r[quality] for r in rounds])}")
+        cells.append(f"{reached[name]} of {len(rounds)}" if name in reached else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = cli.parser("Measures seconds to a quality beside the conventional loop's.")
-    add = parser.add_argument
-    add("--n_rounds", type=cli.integer(1, 100), default=3, help="each with a seed of its own")
-    images = cli.integer(1, 50_000)
+    add, images = parser.add_argument, cli.number(1, 50_000)
+    add("--n_rounds", type=cli.number(1), default=3, help="each with a seed of its own")
     add("--n_train", type=images, default=50_000, help="images; fewer only to try this script")
     add("--json", action="store_true", help="print the medians as JSON too, on the last line")
     args = parser.parse_args()
-    precision, rounds = pick_precision("auto", torch.device("cpu")), []
+    print(machine("--device cpu"), flush=True)
     with TemporaryDirectory() as folder:
-        extract_mnist(cli.DATA_DIR, folder)  # once, outside of the times
-        for i in range(args.n_rounds):
-            print(f"round {i + 1} of {args.n_rounds}", file=sys.stderr, flush=True)
-            rounds.append(measure(folder, Settings.seed + i, args.n_train, precision))
-
-    medians = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-    print(describe(machine(precision) | {"rounds": args.n_rounds}), end=", ")
-    print(f"matrix peak {medians['matrix_peak_gflops']:.0f} GFLOP/s")
-    print("medians (ranges) over the rounds; quality on the validation images, -ELBO in nats;")
-    print(f"an epoch of conventional.py: {medians['conventional_epoch_seconds']:.1f} s;")
-    print(f"to be reached: its -ELBO, and the seed project's objective, {SEED_PROJECT:.2f}\n")
+        extract_mnist(folder)  # once, outside of the times
+        seeds = range(cli.SEED, cli.SEED + args.n_rounds)
+        rounds = [measure(folder, seed, args.n_train) for seed in seeds]
+    print(f"medians (ranges) of {args.n_rounds} rounds; quality on the validation images, in nats;")
+    print(f"to be reached: conventional.py's -ELBO, and an objective of {SEED_PROJECT:.2f}\n")
     print(table(rounds))
     if args.json:
-        print(json.dumps(medians))
+        print(json.dumps({key: median(r[key] for r in rounds) for key in rounds[0]}))
 
 
 if __name__ == "__main__":

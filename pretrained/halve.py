@@ -4,11 +4,12 @@ python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to 40d.pth
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from checkpoint import load_checkpoint, save_checkpoint
 from utils import cli
-from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import UserError
 
 
@@ -24,7 +25,7 @@ def main() -> None:
             f"the weights of {args.model_params} are beyond the range of half precision; "
             f"keep them as they are."
         )
-    save_checkpoint(args.save_to, model, checkpoint["args"], checkpoint["metrics"])
+    save_checkpoint(args.save_to, model, Namespace(**checkpoint["args"]), checkpoint["metrics"])
     print(args.save_to)
 
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -28,7 +27,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def words(args: tuple[str | Path, ...]) -> list[str]:
-    """The words of a command line; what begins with -- may hold several."""
+    """The words of a command line; an argument that begins with -- may hold several."""
     split = (arg.split() if arg.startswith("--") else [arg] for arg in map(str, args))
     return [word for part in split for word in part]
 
@@ -64,7 +63,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def contents(path: Path) -> str:
-    """All that a checkpoint holds, apart from the seconds that it took."""
+    """All of a checkpoint but the seconds that its epochs took."""
     checkpoint = torch.load(path, weights_only=True)
     for row in checkpoint["metrics"]:
         row.pop("seconds", None)
@@ -72,7 +71,7 @@ def contents(path: Path) -> str:
 
 
 def liven(prior: nn.Module) -> nn.Module:
-    """Gives a flow random weights: a new one is the standard normal, whatever is wrong with it."""
+    """Gives a flow random weights: a new one is the standard normal even if its code is wrong."""
     torch.manual_seed(7)
     for coupling in prior.couplings:
         *hidden, last = (layer for layer in coupling.net.modules() if isinstance(layer, nn.Linear))
@@ -84,7 +83,7 @@ def liven(prior: nn.Module) -> nn.Module:
 
 
 def random_model(arch="mlp", latent_dim=2, width=16, n_blocks=3, prior="normal") -> VAE:
-    """An untrained model no weight of which is zero: what it decodes to varies with z."""
+    """An untrained model whose weights are all random, none zero, so that logits vary with z."""
     torch.manual_seed(0)
     model = VAE(VAEConfig(arch, latent_dim, width, n_blocks, prior)).eval()
     for layer in model.modules():
@@ -98,13 +97,13 @@ def random_model(arch="mlp", latent_dim=2, width=16, n_blocks=3, prior="normal")
 
 
 def save_model(path: Path, model: VAE, **args) -> Path:
-    """Writes a checkpoint of a model that was trained on MNIST, or as `args` say; gives `path`."""
+    """Writes a checkpoint of a model trained on MNIST, or as `args` say. Returns `path`."""
     save_checkpoint(path, model, Namespace(**{"dataset": "MNIST", "binarize": "none"} | args), [])
     return path
 
 
 class Trainer:
-    """Runs train.py in a folder, as often as one likes, without paying its imports each time."""
+    """Runs train.py as often as one likes, but imports it once."""
 
     def __init__(self):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -112,23 +111,10 @@ class Trainer:
         self.process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
 
     def __call__(
-        self,
-        folder: Path,
-        *flags: str | Path,
-        before: str = "",
-        signal_number: int = signal.SIGKILL,
-        after: float | None = None,
-        once: str = "",
+        self, folder: Path, *flags: str | Path, before: str = ""
     ) -> subprocess.CompletedProcess:
-        """Runs `train.py *flags` with `folder` as its working directory.
-
-        `before` is a call of programs/faults.py that its process makes first. The process gets
-        `signal_number` so many seconds `after` its output holds the text `once`; with neither, it
-        gets none.
-        """
-        after = 0 if once and after is None else after
+        """Runs `train.py *flags` in `folder`, after a call of programs/faults.py."""
         job = {"folder": str(folder), "flags": words(flags), "before": before}
-        job |= {"signal": signal_number, "after": after, "once": once}
         print(json.dumps(job), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())
         output, errors = ((folder / name).read_text() for name in ("stdout", "stderr"))
@@ -145,7 +131,7 @@ def trainer() -> Iterator[Trainer]:
 
 @pytest.fixture(scope="session")
 def tiny_run(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of two epochs. Not to be written to."""
+    """The folder of a finished run of two epochs; no test writes to it."""
     folder = tmp_path_factory.mktemp("tiny")
     done = trainer(folder, *TINY, "--n_epochs 2 --save_dir run")
     assert done.returncode == 0, done.stderr
@@ -159,7 +145,7 @@ def images():
 
 @torch.no_grad()
 def log_joint_on_a_plane(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Points z (G, 2) a tenth apart, and log p(x, z) of three images x there (G, 3)."""
+    """A grid of points z (G, 2), 0.1 apart, and log p(x, z) of three images x there (G, 3)."""
     axis = torch.linspace(-8, 8, 161)
     z = torch.cartesian_prod(axis, axis)
     logits = (model.decode(part)[:, None].expand(-1, 3, 1, 28, 28) for part in z.split(5000))

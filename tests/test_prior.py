@@ -8,18 +8,17 @@ from torch.distributions import Independent, Normal
 
 from prior import FlowPrior, NormalPrior
 
-# A grid over [-12, 12]^2, eight points to the unit; what this flow has outside is below 1e-9.
-LIMIT, N_GRID = 12, 192
+# A grid over [-12, 12]^2, four points to the unit; this flow's mass outside is below 1e-9.
+LIMIT, N_GRID = 12, 96
 CELL = (2 * LIMIT / N_GRID) ** 2
-MU, LOGVAR = torch.tensor([0.5, -1.0]).double(), torch.tensor([-1.0, -0.5]).double()
 
 
 def normal(mu, std):
     return Independent(Normal(mu, std), 1)
 
 
-def standard_normal(z):
-    return normal(torch.zeros_like(z), torch.ones_like(z))
+def standard_normal_log_prob(z):
+    return normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z)
 
 
 def lively_flow(latent_dim: int) -> FlowPrior:
@@ -34,7 +33,7 @@ def flow() -> FlowPrior:
 
 @pytest.fixture(scope="module")
 def grid() -> torch.Tensor:
-    """The middles of the grid's cells, z_1 first: (192 * 192, 2) float64."""
+    """The middles of the grid's cells, z_1 first: (96 * 96, 2) float64."""
     axis = (torch.arange(N_GRID, dtype=torch.float64) + 0.5) * 2 * LIMIT / N_GRID - LIMIT
     return torch.cartesian_prod(axis, axis)
 
@@ -42,56 +41,52 @@ def grid() -> torch.Tensor:
 def test_the_density_is_a_density_and_not_the_normal_one(flow, grid):
     masses = flow.log_prob(grid).exp() * CELL
     assert masses.sum().item() == pytest.approx(1, abs=1e-9)
-    assert (masses - standard_normal(grid).log_prob(grid).exp() * CELL).abs().sum() > 0.5
+    assert (masses - standard_normal_log_prob(grid).exp() * CELL).abs().sum() > 0.5
 
 
 def test_samples_follow_the_density(flow, grid):
-    n = 100_000
+    n = 20_000
     u = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)).double()
     edges = torch.linspace(-LIMIT, LIMIT, 2 * LIMIT + 1, dtype=torch.float64)
     # The share of the draws in each square of side 1.
     found = torch.histogramdd(flow.from_normal(u), [edges, edges]).hist / n
-    truth = (flow.log_prob(grid).exp() * CELL).view(24, 8, 24, 8).sum(dim=(1, 3))
+    truth = (flow.log_prob(grid).exp() * CELL).view(24, 4, 24, 4).sum(dim=(1, 3))
     assert ((found - truth).abs() < 5 * (truth / n).sqrt() + 1e-4).all()
 
 
-@pytest.mark.parametrize("latent_dim", [2, 3, 4, 7])
-def test_from_normal_is_the_inverse_and_the_log_prob_counts_its_determinant(latent_dim):
+@pytest.mark.parametrize("latent_dim", [2, 3, 7])
+def test_the_inverse_its_determinant_and_a_part_in_it_for_every_dimension(latent_dim):
     flow = lively_flow(latent_dim)
     u = torch.randn(5, latent_dim, generator=torch.Generator().manual_seed(0)).double()
     z = flow.from_normal(u)
-    dz_du = torch.stack([jacobian(flow.from_normal, row) for row in u])
+    dz_du = torch.stack([jacobian(flow.from_normal, row) for row in u])  # (5, L, L)
     log_det = torch.linalg.slogdet(dz_du).logabsdet
     assert log_det.abs().min() > 0.01
-    truth = standard_normal(u).log_prob(u) - log_det
-    torch.testing.assert_close(flow.log_prob(z), truth)
+    torch.testing.assert_close(flow.to_normal(z), (u, -log_det))
+    truth = standard_normal_log_prob(u) - log_det
     torch.testing.assert_close(flow.log_prob(z[:, None])[:, 0], truth)  # (5, 1, L)
-
-
-@pytest.mark.parametrize("latent_dim", [2, 3, 7])
-def test_every_dimension_is_learned_and_depends_on_another(latent_dim):
-    one = torch.ones(latent_dim, dtype=torch.float64)
-    dz_du = jacobian(lively_flow(latent_dim).from_normal, one)
-    assert (dz_du.diagonal() - 1).abs().min() > 1e-3
-    assert (dz_du - dz_du.diagonal().diag()).abs().amax(dim=1).min() > 1e-3
+    diagonal = dz_du.diagonal(dim1=1, dim2=2)
+    assert (diagonal - 1).abs().amax(dim=0).min() > 1e-3  # scaled
+    assert (dz_du - diagonal.diag_embed()).abs().amax(dim=(0, 2)).min() > 1e-3  # by another one
 
 
 @pytest.mark.parametrize("prior", [NormalPrior(), FlowPrior(5)], ids=["normal", "new flow"])
 def test_the_normal_prior_and_a_new_flow_are_the_standard_normal(prior):
     z = 3 * torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(prior.log_prob(z), standard_normal(z).log_prob(z))
+    torch.testing.assert_close(prior.log_prob(z), standard_normal_log_prob(z))
     torch.testing.assert_close(prior.from_normal(z), z)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 def test_the_kl_is_its_integral_on_average(flow, grid, prior):
     prior = NormalPrior() if prior == "normal" else flow
-    posterior = normal(MU, torch.exp(0.5 * LOGVAR))
+    mu, logvar = torch.tensor([[0.5, -1.0], [-1.0, -0.5]]).double()
+    posterior = normal(mu, torch.exp(0.5 * logvar))
     log_q = posterior.log_prob(grid)
     truth = (log_q.exp() * (log_q - prior.log_prob(grid))).sum() * CELL
     torch.manual_seed(0)
-    kl = prior.kl(MU[None], LOGVAR[None], posterior.sample((100_000, 1)))
-    assert kl.shape == (100_000, 1)
+    kl = prior.kl(mu[None], logvar[None], posterior.sample((20_000, 1)))
+    assert kl.shape == (20_000, 1)
     assert abs(kl.mean() - truth) < 4 * kl.std() / len(kl) ** 0.5
 
 

@@ -1,5 +1,7 @@
 """Where and how to compute: device, precision, random streams."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 
@@ -7,14 +9,14 @@ from utils.cli import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the first available of cuda, mps, cpu. Raises UserError."""
+    """The device of this name, or for "auto" the first available. Raises UserError."""
     is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device in is_available if is_available[device])
+        name = next(kind for kind, is_there in is_available.items() if is_there)
     device = torch.device(name)
     if not is_available[device.type]:
         raise UserError(f"device {name} is not available on this machine; use cpu.")
@@ -31,9 +33,9 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") else "fp32"
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """A context whose matrix products run in `precision`; the weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """A context whose matrix products run in `precision`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def rng(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:

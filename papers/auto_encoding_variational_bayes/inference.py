@@ -11,7 +11,6 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import MultivariateNormal
 
-from data import to_float
 from estimators import log_likelihood_table
 from loss import (
     bernoulli_nll,
@@ -30,7 +29,6 @@ N_LEAPFROG = 4  # Appendix D
 N_POSTERIOR_DRAWS = 50  # Appendix D
 N_BURN_IN = 50  # steps before them, in which alone the step size adapts; the paper names none
 N_PRIOR_DRAWS = 10_000  # from which a chain's start is chosen
-GRID_STEP, GRID_LIMIT = 0.15, 4.5  # outside of [-4.5, 4.5]^3 the prior has 2e-5 of its mass
 
 
 def aevb_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
@@ -186,23 +184,7 @@ def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 def estimate_evidence(model: VAE, images: Tensor, generator: Generator) -> Tensor:
     """Appendix D for images (N, 1, 28, 28) uint8: log p(x) in nats, (N,)."""
-    x = to_float(images)
+    x = images / 255
     posterior = Posterior(model, x)
     chain = start_chain(resampled_prior(model, x, generator), posterior)
     return evidence_by_appendix_d(chain, posterior, generator)
-
-
-@torch.inference_mode()
-def grid_evidence(model: VAE, images: Tensor) -> Tensor:
-    """log p(x) of images (N, 1, 28, 28) uint8 by the trapezoidal rule over a grid of z: (N,).
-
-    For three latent dimensions or fewer: the grid has 61 points along each.
-    """
-    x = to_float(images).flatten(1)  # (N, 784)
-    axis = torch.arange(-GRID_LIMIT, GRID_LIMIT + GRID_STEP / 2, GRID_STEP)
-    grid = torch.cartesian_prod(*[axis] * model.config.latent_dim)
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64)
-    for z in grid.split(len(axis) ** 2):
-        log_joint = log_likelihood_table(model, x, z) + standard_normal_log_prob(z)
-        total = torch.logaddexp(total, log_joint.logsumexp(dim=1).double())
-    return total + model.config.latent_dim * math.log(GRID_STEP)

@@ -1,25 +1,16 @@
-"""Trains the networks of a figure side by side: checkpoints, the CSV as it grows, the drawing.
+"""Trains the networks of a figure one after the other, keeps their curves, and draws them.
 
-Each network has a process with one thread. What it measures is in the CSV at once, and its
-checkpoint is beside that: the same command goes on where it was stopped.
+Each network has a checkpoint and a CSV in `--save_dir`/networks, so a repeated command resumes a
+stopped one. Commands that select different networks can train at the same time in one folder.
 """
 
 import csv
 import io
 import math
-import os
-import signal
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from multiprocessing import get_context
-from multiprocessing.pool import AsyncResult
+from dataclasses import asdict
 from pathlib import Path
-
-from utils import cli
-from utils.checkpoint import locked_folder, write_atomically, write_csv
-from utils.cli import UserError
-from utils.device import pick_device, pick_precision
 
 import numpy as np
 import torch
@@ -28,310 +19,221 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from data import fixed_binarization, load_mnist, to_float
+from data import binarize, load_mnist
 from estimators import elbo_terms, posterior_noise, posteriors
 from model import VAE
-from papers.auto_encoding_variational_bayes.experiment import (
-    N_TRIAL_CHUNKS,
-    STEP_SIZES,
-    Experiment,
-    Network,
-    Run,
-    train_chunk,
-)
-from papers.auto_encoding_variational_bayes.inference import joint_nll
+from papers.auto_encoding_variational_bayes.experiment import CHUNK, Network, Run, train_chunk
+from utils import cli
+from utils.cli import UserError
+from utils.device import pick_device, pick_precision
+from utils.files import write_file
 from vis.common import BRIGHT, plt
 
 COLUMNS = ("figure", "latent_dim", "n_train", "algorithm", "split", "n_samples", "nats")
 COLUMNS += ("recipe", "binarize", "estimator")
-N_MEASURED = 10_000  # training images whose bound is taken; of the test images it is all
+ROW_ORDER = ("n_train", "latent_dim", "recipe", "binarize", "algorithm", "estimator", "split")
+N_ESTIMATED = 10_000  # training images whose bound is estimated, besides all test images
 PAPER_CURVES = Path(__file__).with_name("paper_curves.csv")
-SAVE_SECONDS = 5  # a stopped run loses no more
-SHARED: dict = {}  # in a worker: the lock of the CSV, and the count of samples so far
 COLOURS = dict(zip(("AEVB", "wake-sleep", "MCEM"), BRIGHT[1::-1] + BRIGHT[2:], strict=False))
 BROAD, THIN = {"lw": 6, "alpha": 0.3}, {"lw": 1.5}  # the paper's curves and ours
+PROGRESS = ("n_samples", "rows", "z", "step_size")  # what a checkpoint holds besides weights
 SPLIT_STYLES = {"train": ":", "test": "-"}
 
+Rows = list[dict[str, str]]
+Estimate = Callable[[VAE, Tensor, bool], dict[str, float]]  # nats per image by estimator
 
-def make_parser(description: str, n_samples: int) -> ArgumentParser:
-    """A parser with the flags of every figure of the paper."""
+
+def make_parser(description: str) -> ArgumentParser:
+    """The flags of every figure."""
     parser = cli.parser(description)
-    add, cpu = parser.add_argument, pick_device("cpu")
-    add("--n_samples", type=cli.integer(1, 10**9), default=n_samples, help="for each network")
-    add("--save_dir", type=Path, default=Path("figures"), help="for PNG, CSV and checkpoints")
-    cli.add_seed_flag(parser)
+    add, precision = parser.add_argument, pick_precision("auto", pick_device("cpu"))
+    add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="for each network")
+    add("--step_size", type=cli.number(0.0), help="of Adagrad (default: that of STEP_SIZES)")
+    add("--precision", choices=("fp32", "bf16"), default=precision, help="in training")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
-    precisions = ("fp32", "bf16")
-    add("--precision", choices=precisions, default=pick_precision("auto", cpu), help="in training")
-    add("--step_size", type=float, choices=STEP_SIZES, help="of Adagrad; default: the best start")
-    processes = cli.integer(1, 1024)
-    add("--n_processes", type=processes, default=os.cpu_count(), help="networks at a time")
+    text = "for figure, CSV and networks; a CSV without networks is drawn as it is"
+    add("--save_dir", type=Path, default=Path("figures"), help=text)
+    cli.add_seed_flag(parser)
     return parser
 
 
-def experiment_of(figure: int, measure: Callable, args: Namespace) -> Experiment:
-    """What the flags ask of the networks of a figure."""
-    names = ("n_samples", "seed", "precision", "step_size", "data_dir", "save_dir")
-    return Experiment(figure, measure, **{name: getattr(args, name) for name in names})
-
-
-class Splits:
-    """The images to train on and, binarised once, those to measure: (N, 1, 28, 28) uint8."""
-
-    def __init__(self, network: Network, data_dir: Path):
-        mode = "none" if network.binarize == "none" else "dynamic"
-        self.images = load_mnist(data_dir, "train")[0][: network.n_train]
-        if network.binarize == "fixed":
-            self.images = fixed_binarization(self.images, mode)
-        self.train = fixed_binarization(self.images[:N_MEASURED], mode)
-        self.test = fixed_binarization(load_mnist(data_dir, "test")[0], mode)
-
-
 def bound(model: VAE, images: Tensor, is_last: bool = False) -> dict[str, float]:
-    """The ELBO of images (N, 1, 28, 28) uint8, one posterior draw each: nats per image."""
+    """The ELBO of images (N, 1, 28, 28) uint8 with one posterior draw each, in nats per image."""
     q = posteriors(model, images)
     terms = elbo_terms(model, images, q, posterior_noise(*q.mu.shape))
     return {"bound": -(terms.recon + terms.kl).mean().item()}
 
 
-def choose_step_size(network: Network, splits: Splits, experiment: Experiment) -> float:
-    """The step of Adagrad with the best training bound after the first samples.
+def load_splits(network: Network, data_dir: Path) -> tuple[Tensor, dict[str, Tensor]]:
+    """The images to train on, and by split those to evaluate, binarised once.
 
-    Monte Carlo EM has no bound; there it is log p(x, z) at the chains.
+    All are (N, 1, 28, 28) uint8. Raises UserError.
     """
-
-    def score(lr: float) -> float:
-        run = Run(network, splits.images, experiment.seed, lr)
-        for _ in range(min(N_TRIAL_CHUNKS, math.ceil(experiment.n_samples / network.chunk))):
-            train_chunk(run, splits.images, experiment)
-        if network.algorithm == "MCEM":
-            n = min(len(run.z), N_MEASURED)
-            with torch.inference_mode():
-                nats = -joint_nll(run.model, to_float(splits.train[:n]), run.z[:n]).item()
-        else:
-            nats = bound(run.model, splits.train)["bound"]
-        return nats if math.isfinite(nats) else -math.inf
-
-    return max(STEP_SIZES, key=score)
+    images = load_mnist(data_dir, "train")[0][: network.n_train]
+    if network.binarize == "fixed":
+        images = binarize(images, "dynamic")
+    mode = "none" if network.binarize == "none" else "dynamic"
+    splits = {"train": images[:N_ESTIMATED], "test": load_mnist(data_dir, "test")[0]}
+    return images, {split: binarize(part, mode) for split, part in splits.items()}
 
 
-def measured(n_samples: int, chunk: int) -> set[int]:
-    """The samples after which curves have a point: from 10^5 on ten in each factor of ten.
+def curve_points(n_samples: int, chunk: int) -> list[int]:
+    """Where a curve has its points: ten per decade from 10^5 samples to `n_samples`.
 
-    All are whole chunks; the last holds `n_samples`.
+    All are whole chunks, of which the last one holds `n_samples`.
     """
     points = [10 ** (i / 10) for i in range(50, 90) if 10 ** (i / 10) < n_samples]
     numbers = {max(1, round(n / chunk)) for n in points} | {math.ceil(n_samples / chunk)}
-    return {chunk * number for number in numbers}
+    return [chunk * number for number in sorted(numbers)]
 
 
-def resume(network: Network, splits: Splits, experiment: Experiment) -> Run:
-    """The run of the checkpoint, or a new one with a step chosen. Raises UserError."""
-    path = experiment.checkpoint(network)
+def path_of(network: Network, args: Namespace) -> Path:
+    """The network's checkpoint; its CSV lies beside it."""
+    return args.save_dir / "networks" / f"{network}.pth"
+
+
+def settings(network: Network, args: Namespace) -> list:
+    """What must agree when a run is resumed. Our learning rate depends on the length of the run."""
+    length = args.n_samples if network.recipe == "ours" else None
+    return [args.seed, args.precision, args.step_size, length]
+
+
+def save(run: Run, args: Namespace) -> None:
+    """Writes CSV and checkpoint of a network. Raises UserError.
+
+    The checkpoint comes last: until it is written, a resumed run repeats the rows of the CSV.
+    """
+    path, buffer = path_of(run.network, args), io.BytesIO()
+    write_rows(path.with_suffix(".csv"), run.rows)
+    state = {name: getattr(run, name) for name in PROGRESS}
+    state |= {name: getattr(run, name).state_dict() for name in ("model", "optimizer")}
+    torch.save(state | {"settings": settings(run.network, args)}, buffer)
+    write_file(path, buffer.getbuffer())
+
+
+def resume(run: Run, args: Namespace) -> None:
+    """Takes over the network's checkpoint, if there is one. Raises UserError."""
+    path = path_of(run.network, args)
     if not path.is_file():
-        is_given = experiment.step_size or network.recipe == "ours"  # which has no such step
-        lr = experiment.step_size if is_given else choose_step_size(network, splits, experiment)
-        return Run(network, splits.images, experiment.seed, lr)
-    run = Run(network, splits.images, experiment.seed, 0.0)
+        return
     try:
         state = torch.load(path, weights_only=True)
-        run.load_state_dict(state)
-    except Exception as error:  # whatever a foreign file provokes
+        for name in ("model", "optimizer"):
+            getattr(run, name).load_state_dict(state[name])
+        vars(run).update({name: state[name] for name in PROGRESS})
+        is_same = state["settings"] == settings(run.network, args)
+    except Exception as error:  # what foreign files raise is not documented
         raise UserError(f"{path} is not a network of this script; delete it.") from error
-    if state["settings"] != settings(network, experiment):
+    if not is_same:
         raise UserError(
             f"{path} was trained with another --seed, --precision, --step_size or (by our recipe) "
             f"--n_samples; choose another --save_dir."
         )
-    return run
 
 
-def trained_model(network: Network, experiment: Experiment) -> VAE:
-    """The network as its checkpoint has it. Raises UserError."""
-    path = experiment.checkpoint(network)
-    if not path.is_file():
-        raise UserError(f"{path} is not there; choose another --save_dir to train it again.")
-    splits = Splits(network, experiment.data_dir)
-    return resume(network, splits, experiment).model.eval()
+def train(network: Network, estimate: Estimate, args: Namespace) -> VAE:
+    """The network after --n_samples, trained from its checkpoint if it has one. Raises UserError."""
+    images, splits = load_splits(network, args.data_dir)
+    run = Run(network, images, args)
+    resume(run, args)
+    points = curve_points(args.n_samples, network.chunk)
+    torch.set_flush_denormal(True)  # vanishing gradients would slow every product
+    how = {"unit_scale": True, "leave": False, "disable": None}
+    bar = tqdm(desc=str(network), total=points[-1], initial=run.n_samples, **how)
+    for point in [n for n in points if n > run.n_samples]:
+        while run.n_samples < point:
+            train_chunk(run, images, args)
+            bar.update(network.chunk)
+        for split, part in splits.items():
+            for estimator, nats in estimate(run.model.eval(), part, point == points[-1]).items():
+                row = {"split": split, "estimator": estimator, "nats": f"{nats:.3f}"}
+                row |= asdict(network) | {"n_samples": point}
+                run.rows.append({column: str(row[column]) for column in COLUMNS})
+        save(run, args)
+    bar.close()
+    return run.model.eval()
 
 
-def settings(network: Network, experiment: Experiment) -> list:
-    """What a checkpoint must agree with: our recipe's learning rate knows the end of the run."""
-    end = experiment.n_samples if network.recipe == "ours" else None
-    return [experiment.seed, experiment.precision, experiment.step_size, end]
+def figure_rows(networks: list[Network], estimate: Estimate, args: Namespace) -> Rows:
+    """Trains `networks`, and writes the figure's CSV: the rows of all its networks in --save_dir.
+
+    A CSV in a folder without networks is left as it is. Prints a comparison with the paper.
+    Raises UserError.
+    """
+    figure, folder = networks[0].figure, args.save_dir / "networks"
+    path = args.save_dir / f"figure_{figure}.csv"
+    if folder.is_dir() or not path.is_file():
+        for network in networks:
+            train(network, estimate, args)
+        rows = [row for file in folder.glob("*.csv") for row in read_rows(file)]
+        rows = [row for row in rows if row["figure"] == str(figure)]
+        rows.sort(key=lambda row: [int(row[k]) if row[k].isdigit() else row[k] for k in ROW_ORDER])
+        write_rows(path, rows)
+    rows = read_rows(path)
+    print_comparison(rows)
+    return rows
 
 
-def save(run: Run, experiment: Experiment) -> None:
-    """Writes the checkpoint. Raises UserError."""
-    buffer = io.BytesIO()
-    torch.save(run.state_dict() | {"settings": settings(run.network, experiment)}, buffer)
-    write_atomically(experiment.checkpoint(run.network), buffer.getbuffer())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none if there is no file."""
-    if not path.is_file():
-        return []
+def read_rows(path: Path) -> Rows:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
-def rows_of(network: Network, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [row for row in rows if network.columns.items() <= row.items()]
+def write_rows(path: Path, rows: Rows) -> None:
+    """Raises UserError."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_file(path, text.getvalue().encode())
 
 
-def record(run: Run, experiment: Experiment) -> None:
-    """Puts all rows of the run into the CSV, in the place of those that it had there."""
-    if not run.rows:
-        return
-    rows = read_rows(experiment.csv)
-    old = rows_of(run.network, rows)
-    rows = [row for row in rows if row not in old]
-    rows += [row | {"figure": str(experiment.figure)} for row in run.rows]
-    keys = ("n_train", "latent_dim", "recipe", "binarize", "algorithm", "estimator", "split")
-    rows.sort(key=lambda row: [int(row[k]) if row[k].isdigit() else row[k] for k in keys])
-    write_csv(experiment.csv, rows)
-
-
-def measure(run: Run, splits: Splits, experiment: Experiment, is_last: bool) -> list[dict]:
-    """A row of the CSV for each split and estimator."""
-    rows = []
-    for split, images in (("train", splits.train), ("test", splits.test)):
-        for estimator, nats in experiment.measure(run.model, images, is_last).items():
-            row = run.network.columns | {"split": split, "estimator": estimator}
-            row |= {"figure": experiment.figure, "n_samples": run.n_samples, "nats": f"{nats:.3f}"}
-            rows.append({column: str(row[column]) for column in COLUMNS})
-    return rows
-
-
-def start_worker(lock, done) -> None:
-    """Gives each process one thread, and the lock of the CSV and a count of samples to share."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # vanishing gradients would slow every product
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its own
-    SHARED.update(lock=lock, done=done)
-
-
-def report(n_samples: int) -> None:
-    """Moves the progress bar."""
-    with SHARED["done"].get_lock():
-        SHARED["done"].value += n_samples
-
-
-def keep(run: Run, experiment: Experiment) -> None:
-    """Writes the checkpoint, and what it has measured into the CSV."""
-    save(run, experiment)
-    with SHARED["lock"]:
-        record(run, experiment)
-
-
-def train_network(network: Network, experiment: Experiment) -> str:
-    """Trains to `n_samples`, from the checkpoint if there is one. Returns a line about its end."""
-    splits = Splits(network, experiment.data_dir)
-    run = resume(network, splits, experiment)
-    points, kept = measured(experiment.n_samples, network.chunk), -math.inf
-    report(run.n_samples)
-    while run.n_samples < max(points):
-        train_chunk(run, splits.images, experiment)
-        report(run.network.chunk)
-        if run.n_samples in points:
-            run.rows += measure(run, splits, experiment, run.n_samples == max(points))
-        if run.n_samples in points or time.monotonic() - kept > SAVE_SECONDS:
-            keep(run, experiment)
-            kept = time.monotonic()
-    keep(run, experiment)
-    ends = [f"{row['estimator']} {row['split']} {row['nats']}" for row in run.rows[-4:]]
-    speed = f"{1e6 * run.seconds / run.n_samples:.1f} s a million"
-    return f"{network}: {', '.join(ends)} nats; {run.n_samples:,} samples, {speed}"
-
-
-def run_networks(
-    networks: list[Network], experiment: Experiment, n_processes: int
-) -> list[dict[str, str]]:
-    """Trains the networks that the CSV does not hold to the end. Returns its rows.
-
-    Raises UserError.
-    """
-    context = get_context("spawn")
-    lock, done = context.Lock(), context.Value("q", 0)
-    with locked_folder(experiment.save_dir):  # fails now, not after the work
-        held = read_rows(experiment.csv)
-        todo = [n for n in networks if not holds(held, n, experiment.n_samples)]
-        if not todo:
-            return held
-        experiment.checkpoint(todo[0]).parent.mkdir(exist_ok=True)
-        with (
-            context.Pool(min(n_processes, len(todo)), start_worker, (lock, done)) as workers,
-            tqdm(total=len(todo) * experiment.n_samples, unit_scale=True, disable=None) as bar,
-        ):
-            runs = [workers.apply_async(train_network, (n, experiment)) for n in todo]
-            while runs:
-                time.sleep(0.1)
-                bar.update(done.value - bar.n)
-                for run in filter(AsyncResult.ready, runs.copy()):
-                    tqdm.write(run.get())  # raises what its process raised
-                    runs.remove(run)
-        return read_rows(experiment.csv)
-
-
-def holds(rows: list[dict[str, str]], network: Network, n_samples: int) -> bool:
-    """Whether the curve of the network is there up to `n_samples`."""
-    return max((int(row["n_samples"]) for row in rows_of(network, rows)), default=0) >= n_samples
-
-
-def print_comparison(rows: list[dict[str, str]]) -> None:
-    """A line for each curve at every power of ten of samples, beside the paper's curve there."""
+def print_comparison(rows: Rows) -> None:
+    """Prints our value and the paper's at every power of ten of samples, for each curve."""
     paper = read_rows(PAPER_CURVES)
     same = ("figure", "latent_dim", "n_train", "algorithm", "split")
     for row in rows:
-        curve = sorted(
-            (math.log10(float(other["n_samples"])), float(other["nats"]))
-            for other in paper
-            if all(other[column] == row[column] for column in same)
-        )
-        n_samples = int(row["n_samples"])
-        if curve and math.log10(n_samples).is_integer():
-            x, y = zip(*curve, strict=True)
-            theirs = np.interp(math.log10(n_samples), x, y, left=math.nan, right=math.nan)
+        curve = [other for other in paper if all(other[k] == row[k] for k in same)]
+        power = math.log10(int(row["n_samples"]))
+        if curve and power.is_integer():
+            points = sorted((math.log10(float(r["n_samples"])), float(r["nats"])) for r in curve)
+            theirs = np.interp(power, *zip(*points, strict=True), left=math.nan, right=math.nan)
             name = ", ".join(row[column] for column in COLUMNS if column not in ("figure", "nats"))
             print(f"{name}: {float(row['nats']):.1f} nats, the paper {theirs:.1f}")
 
 
-def draw_curves(rows: list[dict[str, str]], panels: dict[str, dict[str, str]]) -> Figure:
-    """Nats against samples: a panel for each title and what its rows must say.
+def draw(rows: Rows, column: str, panels: dict[str, str]) -> Figure:
+    """Nats against samples, one panel per value of `column`; `panels` has their titles.
 
     The paper's curves lie behind, broad and pale. Training is dotted, test solid.
     """
     size = (2.5 * len(panels) + 1.5, 4)
     figure, all_axes = plt.subplots(1, len(panels), sharex=True, sharey=True, figsize=size)
-    rows = rows + [row | {"recipe": "none"} for row in read_rows(PAPER_CURVES)]
+    paper = [row for row in read_rows(PAPER_CURVES) if row["figure"] == rows[0]["figure"]]
+    rows = rows + [row | {"recipe": "none"} for row in paper]
     lines = {(name, "none"): {"color": c, **BROAD} for name, c in COLOURS.items()}
     lines |= {(name, "paper"): {"color": c, **THIN} for name, c in COLOURS.items()}
     lines |= {("AEVB", "ours"): {"color": "black", **THIN}}
-    drawn = set()
-    for axes, (title, wanted) in zip(all_axes, panels.items(), strict=True):
+    for axes, (value, title) in zip(all_axes, panels.items(), strict=True):
         for (algorithm, recipe), style in lines.items():
             for split, dashes in SPLIT_STYLES.items():
-                this = wanted | {"algorithm": algorithm, "recipe": recipe, "split": split}
-                curve = [row for row in rows if this.items() <= row.items()]
-                points = sorted((float(row["n_samples"]), float(row["nats"])) for row in curve)
-                if points:
+                wanted = {column: value, "algorithm": algorithm, "recipe": recipe, "split": split}
+                curve = [row for row in rows if wanted.items() <= row.items()]
+                if points := sorted((float(r["n_samples"]), float(r["nats"])) for r in curve):
                     axes.plot(*zip(*points, strict=True), dashes, **style)
-                    drawn.add((algorithm, recipe))
         axes.set(title=title, xscale="log")
         axes.grid(alpha=0.3)
     figure.supxlabel("training samples evaluated", fontsize="medium", y=-0.02)
-    add_legend(all_axes[-1], drawn)
+    add_legend(all_axes[-1], {(row["algorithm"], row["recipe"]) for row in rows})
     return figure
 
 
-def add_legend(axes: Axes, drawn: set[tuple[str, str]]) -> None:
-    """Beside the last panel, of what is `drawn` by algorithm and recipe: colour, width, dashes."""
-    shown = {name: c for name, c in COLOURS.items() if (name, "none") in drawn}
-    entries = {name: {"color": c, "lw": 4} for name, c in shown.items()}
+def add_legend(axes: Axes, shown: set[tuple[str, str]]) -> None:
+    """Explains colour, width and dashes of the curves of (algorithm, recipe), beside `axes`."""
+    entries = {n: {"color": c, "lw": 4} for n, c in COLOURS.items() if (n, "none") in shown}
     entries |= {"the paper's curve": {"color": "gray", **BROAD}}
     entries |= {"its recipe here": {"color": "gray", **THIN}}
-    if ("AEVB", "ours") in drawn:
+    if ("AEVB", "ours") in shown:
         entries |= {"AEVB, our recipe": {"color": "black", **THIN}}
     entries |= {split: {"color": "gray", "ls": ls} for split, ls in SPLIT_STYLES.items()}
     for text, style in entries.items():

@@ -6,20 +6,30 @@ import signal
 import sys
 from collections.abc import Callable
 
-import torch
-
 import train
 from model import VAE
 
 
+def kill_at_call(n: int) -> None:
+    """Kills the process at the n-th event (a call or a return of a function) from now on."""
+    n_left = n
+
+    def hook(*_) -> None:
+        nonlocal n_left
+        n_left -= 1
+        if n_left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(hook)
+
+
 def signal_at_write(n: int, number: int) -> None:
-    """Sends a signal just before the n-th write: a file opened for it, moved or removed."""
+    """Sends a signal just before the n-th write: a file that is opened for it, or renamed."""
     n_left = n
 
     def hook(event: str, args: tuple) -> None:
         nonlocal n_left
-        opened = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if opened or event in ("os.rename", "os.remove", "os.mkdir"):
+        if event == "os.rename" or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
             n_left -= 1
             if n_left == 0:
                 os.kill(os.getpid(), number)
@@ -27,22 +37,20 @@ def signal_at_write(n: int, number: int) -> None:
     sys.addaudithook(hook)
 
 
-def sigterm_in_load() -> None:
-    """Sends SIGTERM while a checkpoint is read."""
-    torch.load = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
-
-
-def after_epoch_2(fault: Callable[[VAE], None]) -> None:
-    """Calls `fault` when the second epoch has been trained, and not yet validated."""
+def in_epoch_2(fault: Callable[[VAE], None]) -> None:
+    """Calls `fault` after the last step of the second epoch, before its validation."""
     train_one_epoch = train.train_one_epoch
 
-    def wrapped(model, optimizer, images, settings, epoch):
-        result = train_one_epoch(model, optimizer, images, settings, epoch)
+    def wrapped(model, average, optimizer, images, args, epoch):
+        yield from train_one_epoch(model, average, optimizer, images, args, epoch)
         if epoch == 2:
             fault(model)
-        return result
 
     train.train_one_epoch = wrapped
+
+
+def press_ctrl_c(_: VAE) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def fill_disk(_: VAE) -> None:
@@ -56,14 +64,3 @@ def lose_folder(_: VAE) -> None:
 
 def break_weights(model: VAE) -> None:
     next(model.parameters()).data.fill_(float("nan"))
-
-
-def validation_gets_worse() -> None:
-    """Makes the validation's KL one nat in the first epoch, two in the second, and so on."""
-    validate, calls = train.validate, []
-
-    def wrapped(*given):
-        calls.append(None)
-        return validate(*given) | {"val_kld_loss": float(len(calls))}
-
-    train.validate = wrapped
