@@ -63,8 +63,9 @@ def _download(data_dir: Path, dataset: str) -> None:
     try:
         getattr(datasets, dataset)(data_dir, download=True)
     except Exception as error:  # what torchvision and urllib raise here is not documented
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{dataset} is not in {data_dir} and could not be downloaded ({error}); go online, "
+            f"{dataset} is not in {data_dir} and could not be downloaded ({reason}); go online, "
             f"or put its four .gz archives into {data_dir / dataset / 'raw'}."
         ) from error
 

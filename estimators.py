@@ -108,7 +108,7 @@ def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     One matrix product for all pairs: x . logits - sum of softplus(logits).
     """
     logits = model.decode(z).flatten(1)  # (n, 784)
-    return x @ logits.T - F.softplus(logits).sum(dim=1)
+    return x.to(logits.dtype) @ logits.T - F.softplus(logits).sum(dim=1)
 
 
 @torch.no_grad()

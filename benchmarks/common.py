@@ -5,20 +5,16 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
-from torchvision import datasets
 
 from checkpoint import load_checkpoint
 from train import parse_flags
-from utils.cli import DATA_DIR, ROOT, UserError
+from utils.cli import ROOT, UserError
 
 # Flags of train.py: to the quality of conventional.py, and to the seed project's objective.
 OURS = "--latent_dim 20 --recon_weight 784 --n_blocks 1 --lr 0.009 --batch_size 96 --n_epochs 1"
@@ -27,30 +23,35 @@ SEED_OBJECTIVE = (
 )
 
 
-class Finished(NamedTuple):
-    lines: list[str]  # of its standard output
-    seconds: float  # from its start to its end
-    megabytes: float  # its peak memory
-
-
-def run(command: str, path: str | Path) -> Finished:
-    """Runs "script.py flags" and a path as a process, with our stderr. Raises UserError."""
+def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
+    """The last line of "script.py flags" and paths, and the process's cost. Raises UserError."""
     start = time.perf_counter()
     script, *flags = shlex.split(command)
-    words = [sys.executable, ROOT / script, *flags, path]
+    words = [sys.executable, ROOT / script, *flags, *paths]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        lines = process.stdout.read().splitlines()
+        lines = process.stdout.readlines()
         _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise UserError(f"{script} failed; see its own message above.")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return Finished(lines, time.perf_counter() - start, usage.ru_maxrss * unit / 1e6)
+    cost = {"run_seconds": time.perf_counter() - start}
+    return lines[-1], cost | {"megabytes": usage.ru_maxrss * unit / 1e6}
 
 
-def train(flags: str, folder: str | Path) -> tuple[Finished, list[dict[str, float]]]:
-    """Runs train.py, and reads its metrics, a row per epoch up to the best. Raises UserError."""
-    done = run(f"train.py {flags} --save_dir", folder)
-    return done, load_checkpoint(Path(folder, "best.pth"))[1]["metrics"]
+def train(command: str, folder: str | Path) -> dict[str, float]:
+    """Metrics of the best epoch of "train.py flags", and what it cost. Raises UserError."""
+    _, cost = run(f"{command} --save_dir", folder)
+    return load_checkpoint(Path(folder, "best.pth"))[1]["metrics"][-1] | cost
 
 
-def train_on_cpu(flags: str)...
+def evaluate(command: str, folder: str | Path) -> dict[str, float]:
+    """Metrics of that best epoch by "evaluate.py flags". Raises UserError."""
+    return json.loads(run(f"{command} --json --model_params", Path(folder, "best.pth"))[0])
+
+
+def machine(flags: str) -> str:
+    """The facts that every table of times needs, for train.py with these flags."""
+    args, cpuinfo = parse_flags(shlex.split(flags)), Path("/proc/cpuinfo")
+    names = re.findall("model name\t: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    facts = [platform.machine(), *names[:1], f"{torch.get_num_threads()} threads"]
+    return ", ".join((*facts, str(args.device), args.precision, f"PyTorch {torch.__version__}"))

@@ -1,14 +1,11 @@
 """The training loop of most public repositories, with the network of pytorch/examples (vae).
 
 DataLoader, PIL and ToTensor for each image, float32, unfused Adam, `.item()` at each step.
-time_to_quality.py and cost.py run it as a process.
 """
 
 import json
-import shutil
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -40,7 +37,7 @@ class Network(nn.Module):
         return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))).view_as(x), mu, logvar
 
 
-def neg_elbo(model: nn.Module, x: Tensor) -> Tensor:
+def neg_elbo(model: Network, x: Tensor) -> Tensor:
     """-ELBO in nats, summed over the batch, by one draw from the posterior of each image."""
     recon_x, mu, logvar = model(x)
     bce = F.binary_cross_entropy(recon_x, x, reduction="sum")
@@ -48,7 +45,7 @@ def neg_elbo(model: nn.Module, x: Tensor) -> Tensor:
     return bce + kld
 
 
-def train_one_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: Iterable) -> float:
+def train_one_epoch(model: Network, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
     """-ELBO in nats, summed over all images."""
     model.train()
     total = 0.0
@@ -62,31 +59,24 @@ def train_one_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: 
 
 
 @torch.no_grad()
-def validate(model: nn.Module, loader: Iterable) -> float:
+def validate(model: Network, loader: DataLoader) -> float:
     """-ELBO in nats, summed over all images."""
     model.eval()
     return sum(neg_elbo(model, x).item() for x, _ in loader)
 
 
-def extract_mnist(folder: str) -> None:
-    """Lets torchvision extract a copy of MNIST, as it extracts beside the archives."""
-    shutil.copytree(cli.DATA_DIR / "MNIST", Path(folder, "MNIST"))
-    datasets.MNIST(folder, download=True)
-
-
 def main() -> None:
     parser = cli.parser("Trains by the conventional loop; prints its validation -ELBO as JSON.")
-    add = parser.add_argument
-    add("folder", type=Path, help="where torchvision has extracted MNIST")
-    cli.add_seed_flag(parser)
+    add, images = parser.add_argument, cli.number(1, 50_000)
     add("--n_epochs", type=cli.number(1), default=10, help="total")
-    add("--n_train", type=cli.number(1, 50_000), default=50_000, help="train on the first N images")
+    add("--n_train", type=images, default=50_000, help="train on the first N images")
+    cli.add_seed_flag(parser)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    images = datasets.MNIST(args.folder, transform=transforms.ToTensor())
-    train_set, val_set = Subset(images, range(args.n_train)), Subset(images, range(50_000, 60_000))
-    loader = DataLoader(train_set, batch_size=128, shuffle=True)
+    dataset = datasets.MNIST(cli.DATA_DIR, download=True, transform=transforms.ToTensor())
+    loader = DataLoader(Subset(dataset, range(args.n_train)), batch_size=128, shuffle=True)
+    val_loader = DataLoader(Subset(dataset, range(50_000, 60_000)), batch_size=128)
     model = Network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     epoch_seconds = []
@@ -95,7 +85,7 @@ def main() -> None:
         loss = train_one_epoch(model, optimizer, loader) / args.n_train
         epoch_seconds.append(time.perf_counter() - start)
         print(f"epoch {epoch} | -ELBO {loss:.2f} nats")
-    val_neg_elbo = validate(model, DataLoader(val_set, batch_size=128)) / len(val_set)
+    val_neg_elbo = validate(model, val_loader) / 10_000
     print(json.dumps({"val_neg_elbo": val_neg_elbo, "epoch_seconds": epoch_seconds}))
 
 

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from papers.auto_encoding_variational_bayes.experiment import BINARIZE, RECIPES, Network
 from papers.auto_encoding_variational_bayes.runner import bound, draw, figure_rows, make_parser
 from utils import cli
-from vis.common import save_figure
 
 LATENT_DIMS, ALGORITHMS = (3, 5, 10, 20, 200), ("AEVB", "wake-sleep")
 
@@ -34,9 +33,9 @@ def main() -> None:
     networks = [Network(name, n, **how) for n, name in product(args.latent_dim, algorithms)]
     rows = figure_rows(networks, bound, args)
     panels = {str(n): f"$N_z$ = {n}" for n in LATENT_DIMS}
-    figure = draw([r for r in rows if r["binarize"] == args.binarize], "latent_dim", panels)
-    figure.axes[0].set(ylim=(-155, -88), xlim=(1e5, 4e8), ylabel="lower bound (nats per image)")
-    save_figure(figure, args.save_dir, "figure_2")
+    rows = [row for row in rows if row["binarize"] == args.binarize]
+    limits = {"xlim": (1e5, 4e8), "ylim": (-155, -88)}
+    draw(rows, "latent_dim", panels, args.save_dir, ylabel="lower bound (nats per image)", **limits)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The paper's inference as pure functions: the two algorithms it compares with, and Appendix D.
+"""The paper's inference as pure functions: AEVB, its two competitors, and Appendix D.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
-Shapes: B images, each with a Markov chain of its own, S draws of each, L latent dimensions.
+Shapes: B images, each with its own Markov chain, S draws per chain, L latent dimensions.
 """
 
 import math
@@ -23,12 +23,12 @@ from loss import (
 from model import VAE
 
 TARGET_ACCEPTANCE = 0.9  # the paper's, Section 5
-ADAPTATION_RATE = 0.1  # of log(step size), for each step
+ADAPTATION_RATE = 0.1  # of log(step size), per step
 FIRST_STEP_SIZE = 0.1
 N_LEAPFROG = 4  # Appendix D
 N_POSTERIOR_DRAWS = 50  # Appendix D
-N_BURN_IN = 50  # steps before them, in which alone the step size adapts; the paper names none
-N_PRIOR_DRAWS = 10_000  # from which a chain's start is chosen
+N_BURN_IN = 50  # steps before the draws, which adapt the step size; the paper states none
+N_PRIOR_DRAWS = 10_000  # candidates for a chain's start
 
 
 def aevb_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
@@ -45,10 +45,7 @@ def joint_nll(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 def wake_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """-log p(x, z) with z ~ q(z|x): (). Its gradient is one of the decoder's weights alone.
-
-    Source: Hinton et al., The wake-sleep algorithm for unsupervised neural networks (1995).
-    """
+    """-log p(x, z) with z ~ q(z|x): (). Only the decoder gets a gradient (Hinton et al. 1995)."""
     with torch.no_grad():
         mu, logvar = model.encode(x)
         z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
@@ -56,7 +53,7 @@ def wake_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 
 def sleep_loss(model: VAE, n: int, generator: Generator) -> Tensor:
-    """-log q(z|x), a mean over n draws of z ~ p(z) and x ~ p(x|z): (). The encoder's part."""
+    """-log q(z|x), a mean over n draws of z ~ p(z), x ~ p(x|z): (). Only the encoder learns."""
     with torch.no_grad():
         z = torch.randn(n, model.config.latent_dim, generator=generator)
         mean = torch.sigmoid(model.decode(z))  # (n, 1, 28, 28)
@@ -65,7 +62,7 @@ def sleep_loss(model: VAE, n: int, generator: Generator) -> Tensor:
 
 
 def wake_sleep_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """Both losses in one: (). Neither has a gradient where the other has one."""
+    """The sum of both losses, which train different weights: ()."""
     return wake_loss(model, x, generator) + sleep_loss(model, len(x), generator)
 
 
@@ -81,18 +78,15 @@ class Posterior:
         return standard_normal_log_prob(z) - bernoulli_nll(self.model.decode(z), self.x)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """That of `log_prob` in z, (B, L) -> (B, L).
-
-        It starts at the logits, where that of a Bernoulli's log p(x|z) is x - sigmoid(logits).
-        """
+        """The gradient of `log_prob` in z: (B, L) -> (B, L)."""
         z = z.detach().requires_grad_()
         logits = self.model.decode(z)  # (B, 1, 28, 28)
-        residual = self.x - torch.sigmoid(logits.detach())
+        residual = self.x - torch.sigmoid(logits.detach())  # d log p(x|z) / d logits
         return torch.autograd.grad(logits, z, residual)[0] - z.detach()
 
 
 class Chain(NamedTuple):
-    """The states of B Markov chains, which move as one tensor and accept or reject on their own."""
+    """The states of B Markov chains; each accepts or rejects its own proposals."""
 
     z: Tensor  # (B, L)
     log_prob: Tensor  # (B,): of z
@@ -102,9 +96,9 @@ class Chain(NamedTuple):
 def leapfrog(
     z: Tensor, momentum: Tensor, posterior: Posterior, step_size: Tensor, n_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """Hamiltonian dynamics of unit mass: z and momentum (B, L), step_size (B, 1) -> the same two.
+    """Hamiltonian dynamics with unit mass: z, momentum (B, L), step_size (B, 1) -> z, momentum.
 
-    Volume is preserved, and with the momentum negated the way leads back (Neal 2011, eqs. 2.28-30).
+    It preserves volume, and is reversed by negating the momentum (Neal 2011, eqs. 2.28-30).
     """
     momentum = momentum + 0.5 * step_size * posterior.gradient(z)
     for step in range(1, n_steps + 1):
@@ -119,7 +113,7 @@ def hmc_step(
 ) -> Chain:
     """One step of Hamiltonian Monte Carlo, which leaves each p(z|x) invariant (Neal 2011).
 
-    With `adapt` each image's step size moves towards an acceptance of 90 %.
+    With `adapt`, each chain's step size moves towards an acceptance rate of 90 %.
     """
     start = torch.randn(chain.z.shape, generator=generator)
     z, end = leapfrog(chain.z, start, posterior, chain.step_size, n_leapfrog)
@@ -131,25 +125,15 @@ def hmc_step(
     if adapt:
         excess = log_ratio.exp().clamp(max=1) - TARGET_ACCEPTANCE
         step_size = step_size * torch.exp(ADAPTATION_RATE * excess)[:, None]
-    return Chain(
-        torch.where(accepted[:, None], z, chain.z),
-        torch.where(accepted, log_prob, chain.log_prob),
-        step_size,
-    )
-
-
-def start_chain(z: Tensor, posterior: Posterior, step_size: Tensor | None = None) -> Chain:
-    """Chains that stand at z (B, L)."""
-    if step_size is None:
-        step_size = torch.full((len(z), 1), FIRST_STEP_SIZE)
-    return Chain(z, posterior.log_prob(z), step_size)
+    z = torch.where(accepted[:, None], z, chain.z)
+    return Chain(z, torch.where(accepted, log_prob, chain.log_prob), step_size)
 
 
 def evidence_by_appendix_d(chain: Chain, posterior: Posterior, generator: Generator) -> Tensor:
     """The paper's estimate of log p(x) in nats: (B,).
 
-    1 / p(x) is the mean of q(z) / p(x, z) over the posterior, for any density q. Here q is a
-    Gaussian with the mean and covariance of one set of draws, and another set is averaged over.
+    1 / p(x) is the posterior mean of q(z) / p(x, z) for any density q. We fit a Gaussian q to one
+    set of draws and average over another.
     """
     for _ in range(N_BURN_IN):
         chain = hmc_step(chain, posterior, N_LEAPFROG, generator, adapt=True)
@@ -164,7 +148,7 @@ def evidence_by_appendix_d(chain: Chain, posterior: Posterior, generator: Genera
 
 
 def fit_gaussian(z: Tensor) -> MultivariateNormal:
-    """The Gaussian of each image with the mean and covariance of its draws z (S, B, L)."""
+    """Gaussians with the mean and covariance of each chain's draws z (S, B, L)."""
     centred = z - z.mean(dim=0)
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(z) - 1)
     jitter = 1e-8 * torch.eye(z.shape[-1])  # a chain that never moved has no covariance
@@ -173,9 +157,9 @@ def fit_gaussian(z: Tensor) -> MultivariateNormal:
 
 @torch.no_grad()
 def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """For each image x (B, 1, 28, 28) one of 10,000 draws of p(z), by its p(x|z): (B, L).
+    """One of 10,000 draws of p(z) per image x (B, 1, 28, 28), chosen by its p(x|z): (B, L).
 
-    Nearly a draw of p(z|x), in the right mode, and no encoder is needed.
+    This is nearly a draw of p(z|x) and needs no encoder.
     """
     z = torch.randn(N_PRIOR_DRAWS, model.config.latent_dim, generator=generator)
     table = log_likelihood_table(model, x.flatten(1), z)  # (B, 10000)
@@ -183,8 +167,9 @@ def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 
 def estimate_evidence(model: VAE, images: Tensor, generator: Generator) -> Tensor:
-    """Appendix D for images (N, 1, 28, 28) uint8: log p(x) in nats, (N,)."""
+    """log p(x) of images (N, 1, 28, 28) uint8 by Appendix D, in nats: (N,)."""
     x = images / 255
     posterior = Posterior(model, x)
-    chain = start_chain(resampled_prior(model, x, generator), posterior)
+    z = resampled_prior(model, x, generator)
+    chain = Chain(z, posterior.log_prob(z), torch.full((len(z), 1), FIRST_STEP_SIZE))
     return evidence_by_appendix_d(chain, posterior, generator)
