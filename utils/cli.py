@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = ROOT / "datasets"
 SEED = 888
@@ -48,7 +50,7 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """--seed, for scripts that draw at random."""
-    parser.add_argument("--seed", type=number(0), default=SEED, help="random seed")
+    parser.add_argument("--seed", type=number(0, 2**63 - 1), default=SEED, help="random seed")
 
 
 def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
@@ -62,6 +64,8 @@ def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Calls a script's main. A UserError becomes one sentence and exit code 2, Ctrl-C code 130."""
+    torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
+    torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
     try:
         main()
         sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Where and how to compute: device, precision, random streams."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -9,18 +10,28 @@ from utils.cli import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name, or for "auto" the first available. Raises UserError."""
+    """The device of this name, or for "auto" the first that works. Raises UserError."""
     is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(kind for kind, is_there in is_available.items() if is_there)
+        name = next(kind for kind, is_there in is_available.items() if is_there and _works(kind))
     device = torch.device(name)
     if not is_available[device.type]:
         raise UserError(f"device {name} is not available on this machine; use cpu.")
     return device
+
+
+def _works(kind: str) -> bool:
+    """Whether this PyTorch can compute on the device; it may lack kernels for an old GPU."""
+    try:
+        return torch.ones(1, device=kind).add(1).item() == 2
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        print(f"note: PyTorch cannot use {kind} ({reason}); computing elsewhere", file=sys.stderr)
+        return False
 
 
 def pick_precision(name: str, device: torch.device) -> str:
