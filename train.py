@@ -34,6 +34,7 @@ MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outl
 AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # steps; effectively over the last seventh of all
 FADED = 0.75  # of the epochs, after which images are no longer deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
+SAVE_SECONDS = 10  # between two writes of last.pth
 N_SAMPLES = 100  # of the prior, drawn after each epoch
 COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, for each of train and val
 
@@ -217,9 +218,9 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 
 
 def save(run: Run, args: Namespace) -> None:
-    """Writes the files of an epoch. Raises UserError.
+    """Writes the files of an epoch; the large last.pth at most every 10 s. Raises UserError.
 
-    last.pth comes last: until it is written, a resumed run repeats the epoch and all its files.
+    last.pth comes last: a resumed run repeats the epochs that it lacks, and all their files.
     """
     folder, (model, average, optimizer, metrics) = args.save_dir, run
     if metrics:
@@ -230,8 +231,10 @@ def save(run: Run, args: Namespace) -> None:
         rows = [metrics[0].keys(), *(row.values() for row in metrics)]
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         write_file(folder / "metrics.csv", text.encode())
-    state = {"training": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(folder / "last.pth", average, args, metrics, **state)
+    path, is_end = folder / "last.pth", len(metrics) == args.n_epochs
+    if is_end or not path.exists() or time.time() - path.stat().st_mtime > SAVE_SECONDS:
+        state = {"training": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(path, average, args, metrics, **state)
 
 
 def describe(row: dict, split: str) -> str:
@@ -267,7 +270,8 @@ def main() -> None:
     what = f"{args.arch}, {size}, latent_dim {args.latent_dim}, {args.device}, {args.precision}"
     print(f"{what}; writing to {args.save_dir}")
     try:
-        save(run, args)
+        if not args.resume:
+            save(run, args)
         while len(run.metrics) < args.n_epochs:
             run_epoch(run, images, val_images, args)
             save(run, args)

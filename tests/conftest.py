@@ -108,6 +108,7 @@ def run_train(folder: Path, before: Callable[[], None], argv: list[str]) -> int:
     sys.argv = ["train.py", *argv]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
     data.SPLITS["val"] = ("train", 60_000, slice(50_000, 50_200))  # few images, for speed
+    train.SAVE_SECONDS = -1  # last.pth after each epoch
     with open("stdout", "w") as sys.stdout, open("stderr", "w") as sys.stderr:
         try:
             before()

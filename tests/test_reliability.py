@@ -121,6 +121,18 @@ def test_a_kill_before_any_write_changes_nothing(trainer, tiny_run, tmp_path):
         assert_same_run(folder / "run", tiny_run)
 
 
+def test_a_kill_between_two_writes_of_last_pth_changes_nothing(trainer, uninterrupted, tmp_path):
+    def before() -> None:
+        train.SAVE_SECONDS = 1000
+        signal_at_write(2 + 3 * 6 + 1, SIGKILL)  # last.pth, then three files in each of 3 epochs
+
+    assert trainer(tmp_path, *FLAGS, before=before).returncode == -SIGKILL
+    assert epochs_in(tmp_path / "run" / "last.pth") == 0
+    assert len(read_rows(tmp_path / "run" / "metrics.csv")) == 3
+    assert trainer(tmp_path, "--resume run/last.pth").returncode == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
 @pytest.mark.parametrize(
     ("when", "n"), [(signal_in_training, 3_000), *((signal_at_write, n) for n in (4, 15, 18))]
 )
