@@ -1,8 +1,10 @@
 """Devices and random streams."""
 
+import json
+
 import pytest
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal, run_script
 
 from utils.device import pick_device, rng
 
@@ -19,3 +21,14 @@ def test_every_draw_of_a_run_has_a_stream_of_its_own():
     seeds = [(seed, epoch, *rest) for seed in range(3) for epoch in range(3) for rest in rests]
     draws = {tuple(torch.rand(4, generator=rng(*seed)).tolist()) for seed in seeds}
     assert len(draws) == len(seeds)
+
+
+def test_a_pretended_gpu_computes_what_the_cpu_does():
+    """Training, validation, resuming on the other device, samples and all estimators."""
+    done = run_script("tests/fake_gpu.py", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert len(results) == 6
+    for i, result in enumerate(results):
+        cpu = results[i - i % 3]["values"]
+        assert result["values"] == pytest.approx(cpu, rel=1e-4), result["run"]
