@@ -105,7 +105,7 @@ def save_model(path: Path, model: VAE, **args) -> Path:
 def run_train(folder: Path, before: Callable[[], None], argv: list[str]) -> int:
     """Runs train.py in `folder`, writes its output to files, and returns its exit code."""
     os.chdir(folder)
-    sys.argv = ["train.py", *argv]
+    sys.argv = ["train.py", "--device", "cpu", *argv]  # also where there is a GPU
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
     data.SPLITS["val"] = ("train", 60_000, slice(50_000, 50_200))  # few images, for speed
     train.SAVE_SECONDS = -1  # last.pth after each epoch
