@@ -16,7 +16,7 @@ from utils.files import write_file
 
 
 def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
-    """Writes weights, config, flags and metrics, one row per epoch. Raises UserError.
+    """Writes weights, config, metrics (one row per epoch), and flags but paths. Raises UserError.
 
     `args` names at least "dataset" and "binarize"; `state` is what resuming needs besides.
     """
@@ -54,6 +54,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
             found = "not of this version of train.py"
         model = VAE(VAEConfig(**content["config"]))
         model.load_state_dict(content["weights"])
+        if not {"dataset", "binarize"} <= content["args"].keys():
+            raise KeyError("args")
     except Exception as error:  # what foreign files raise is not documented
         raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
     return model.to(device).eval(), content

@@ -52,7 +52,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
     except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete it and run again to download it anew."
+            f"{path} is damaged ({error}); delete {path.parent} and run again to download it anew."
         ) from error
 
 

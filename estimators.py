@@ -24,11 +24,12 @@ from utils.device import rng
 
 NOISE_SEED, REFINING_SEED = 0, 1  # of the posterior draws, the same for every model and run
 N_STARTS = 4096  # draws of the prior from which a refinement may start
-REFINING_DRAWS, REFINING_LR = 4, 0.2  # of z per step, in pairs; of mu / std and of logvar
+REFINING_DRAWS = 4  # of z per step, in mirrored pairs
+REFINING_LR = 0.2  # of mu in units of std, and of logvar
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
-MAX_GRID = 2048  # points per axis
+MAX_GRID = 2049  # points per axis
 N_LABELLED, N_NEIGHBOURS, N_KNN_DRAWS = 1000, 5, 20
 
 
@@ -82,7 +83,7 @@ def elbo_terms(
 def importance_weighted_nll(
     model: VAE, images: Tensor, q: Gaussians, n_samples: int, batch_size: int = 1000
 ) -> Tensor:
-    """-L_K of Burda et al. 2016 (eq. 8), an upper bound on -log p(x) for any `q`: (N,).
+    """-L_K of Burda et al. 2016 (eq. 8), on average an upper bound on -log p(x): (N,).
 
     The K = `n_samples` draws of an image are decoded in batches of at most `batch_size`, so the
     decoder's memory does not grow with K. The draws of image i depend on i alone.
@@ -127,7 +128,7 @@ def grid_nll(
     """-log p(x) by the trapezoidal rule over u ~ N(0, I) in few dimensions; it uses no encoder.
 
     The grid has `n_grid` points, an odd number, on each axis from -limit to limit. Returns the nats
-    (N,), and those by every second point alone (N,).
+    (N,), and those by every second point on each axis (N,).
     """
     x, n_dims = images.to(model.device).flatten(1) / 255, model.config.latent_dim  # x (N, 784)
     step, device = 2 * limit / (n_grid - 1), model.device
@@ -149,16 +150,16 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, in
     while True:
         nll, coarser = grid_nll(model, images, n_grid)
         change = (nll - coarser).mean().abs().item()
-        if change < GRID_TOLERANCE or n_grid > MAX_GRID:
+        if change < GRID_TOLERANCE or n_grid >= MAX_GRID:
             return nll, n_grid, change
         n_grid = 2 * n_grid - 1
 
 
 @torch.no_grad()
 def likelier_starts(model: VAE, images: Tensor, q: Gaussians, batch_size: int = 1000) -> Gaussians:
-    """`q`, but mu is the likeliest of N_STARTS draws of the prior where p(x, z) is higher there.
+    """`q`, with mu replaced by the best of N_STARTS prior draws where that has a higher p(x, z).
 
-    In two dimensions the draws find modes that are broad or near 0; in many, none is near one.
+    In two dimensions the draws find modes that are broad or near 0; in many, none comes near one.
     """
     u = torch.randn(N_STARTS, q.mu.shape[1], generator=rng(REFINING_SEED)).to(model.device)
     x, mu = images.to(model.device).flatten(1) / 255, q.mu  # (N, 784), (N, L)
@@ -166,9 +167,9 @@ def likelier_starts(model: VAE, images: Tensor, q: Gaussians, batch_size: int = 
     highest = model.prior.log_prob(mu) - recon.float().to(model.device)  # (N,)
     for z in model.prior.from_normal(u).split(batch_size):  # (B, L)
         log_joints = log_likelihood_table(model, x, z) + model.prior.log_prob(z)
-        there, index = log_joints.max(dim=1)  # (N,) each
-        mu = torch.where((there > highest)[:, None], z[index], mu)
-        highest = torch.maximum(highest, there)
+        best, index = log_joints.max(dim=1)  # (N,) each
+        mu = torch.where((best > highest)[:, None], z[index], mu)
+        highest = torch.maximum(highest, best)
     return Gaussians(mu, q.logvar)
 
 
@@ -196,8 +197,7 @@ def refined_posteriors(
             mu, logvar = start + scale * change  # (B, L) each
             z = model.reparameterize(mu, logvar, torch.cat((half, -half)))  # (K, B, L)
             logits = model.decode(z)  # (K, B, 1, 28, 28)
-            same = (part.repeat(len(z), 1) for part in (mu, logvar))  # (K * B, L) each
-            kl = model.prior.kl(*same, z.flatten(0, 1)[None]).view(len(z), -1)  # (K, B)
+            kl = model.prior.kl(mu, logvar, z[None])[0]  # (B,), or with a flow (K, B)
             neg_elbo = (bernoulli_nll(logits, x) + kl).mean(dim=0)  # (B,)
             change.grad = torch.autograd.grad(neg_elbo.sum(), change)[0]
             optimizer.param_groups[0]["lr"] = REFINING_LR * (1 - step / n_steps) ** 2
@@ -207,7 +207,7 @@ def refined_posteriors(
 
 
 def active_units(mu: Tensor) -> Tensor:
-    """Whether each dimension's mean varies with the image by more than 0.01: (N, L) -> (L,).
+    """Whether the variance of each mean over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,).
 
     Burda et al. 2016, Section 5.2.
     """

@@ -26,7 +26,7 @@ class VAEConfig:
     arch: str = "mlp"
     latent_dim: int = 2  # L
     width: int | None = None  # hidden units of mlp, channels of conv; None: that of WIDTHS
-    n_blocks: int = 3  # residual blocks of the decoder; the encoder has one fewer
+    n_blocks: int = 3  # residual blocks of the decoder; mlp's encoder has one fewer
     prior: str = "normal"
 
     def __post_init__(self):
@@ -113,7 +113,7 @@ class VAE(nn.Module):
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
         """z = mu + std * eps (paper: Section 2.4): mu, logvar (B, L), eps (..., B, L) -> like eps.
 
-        Without `eps`, one draw of N(0, I): (B, L).
+        Shapes broadcast. Without `eps`, one draw of N(0, I): (B, L).
         """
         std = torch.exp(0.5 * logvar)
         if eps is None:

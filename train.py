@@ -49,13 +49,13 @@ def make_parser() -> ArgumentParser:
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
-    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; 784: exact -ELBO")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; with bce, 784: -ELBO")
     add("--kl_warmup", type=number(0), default=0, help="steps over which the KL's weight rises")
     add("--n_importance_samples", type=number(1), default=1, help="K of the bound; 1: the ELBO")
     add("--dataset", choices=DATASETS, default="MNIST", help="torchvision's name")
     add("--binarize", choices=BINARIZE, default="none", help="grey pixels, or x' ~ Bernoulli(x)")
     add("--deform", type=number(0.0), default=0.0, help="std of random linear maps of the images")
-    add("--n_train", type=number(1), default=50_000, help="train on the first N images")
+    add("--n_train", type=number(1, 50_000), default=50_000, help="train on the first N images")
     add("--arch", choices=ARCHS, default="mlp", help="residual layers, or residual convolutions")
     add("--latent_dim", type=number(1), default=2, help="size of z")
     widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
@@ -78,30 +78,33 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
         settled = checkpoint["config"]
         if args.resume:
             settled = settled | checkpoint["args"] | {"save_dir": args.resume.parent}
-        parser.set_defaults(**settled)
+        images = {name: checkpoint["args"][name] for name in ("dataset", "binarize")}
+        parser.set_defaults(**images | settled)
         args = parser.parse_args(argv)
         for name in settled.keys() - {"n_epochs"}:
             if getattr(args, name) != settled[name]:
                 raise UserError(f"--{name} is settled by {start}; leave it out.")
+    if args.save_dir and not args.resume and (args.save_dir / "last.pth").exists():
+        raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
     args.device = device.pick_device(args.device)
     args.precision = device.pick_precision(args.precision, args.device)
     return args
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """A linear warm-up over 100 steps, or a tenth of a short run, times a parabola from 1 to 0."""
+    """A linear warm-up, over a tenth of a short run, times a parabola from 1 to 0."""
     warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
     return peak * warmup * (1 - step / n_steps) ** 2
 
 
 @torch.no_grad()
-def update_average(average: VAE, model: VAE, n_steps: int, every: int) -> None:
-    """Moves `average` to the mean of the weights after each `every`-th of `n_steps` steps.
+def update_average(average: VAE, model: VAE, step: int, every: int) -> None:
+    """Moves `average` to the mean of the weights after each `every`-th step up to `step`.
 
-    The weights after step t count as t^6 (Karras et al. 2024, https://arxiv.org/abs/2312.02696,
-    eq. 8).
+    The weights after step t count as t ** AVERAGE_POWER (Karras et al. 2024,
+    https://arxiv.org/abs/2312.02696, eq. 8).
     """
-    past = (1 - every / n_steps) ** (AVERAGE_POWER + 1)
+    past = (1 - every / step) ** (AVERAGE_POWER + 1)
     for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
         mean.lerp_(parameter, 1 - past)
 
@@ -111,7 +114,8 @@ def train_one_epoch(
 ) -> Iterator[Tensor]:
     """One pass over `images` (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B).
 
-    All randomness depends on (seed, epoch) alone, so a resumed run repeats an epoch bit for bit.
+    Given the flags, an epoch's randomness depends on its number alone: a resumed run repeats it
+    bit for bit.
     """
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
@@ -208,9 +212,9 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The epoch of best.pth: that of the lowest validation loss.
+    """The epoch whose weights best.pth holds: that of the lowest validation loss.
 
-    With several draws, training lowers another loss: then it is the latest.
+    For K > 1 draws the training loss is not the ELBO, so it is the latest epoch.
     """
     if args.n_importance_samples > 1:
         return metrics[-1]
@@ -218,9 +222,9 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 
 
 def save(run: Run, args: Namespace) -> None:
-    """Writes the files of an epoch; the large last.pth at most every 10 s. Raises UserError.
+    """Writes the files of an epoch, the large last.pth only now and then. Raises UserError.
 
-    last.pth comes last: a resumed run repeats the epochs that it lacks, and all their files.
+    last.pth is written last: a resumed run repeats the epochs that it lacks, with their files.
     """
     folder, (model, average, optimizer, metrics) = args.save_dir, run
     if metrics:
@@ -249,7 +253,9 @@ def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
     epoch = f"epoch {row['epoch']:{len(str(args.n_epochs))}}/{args.n_epochs}"
     speed = f"{row['seconds']:.1f} s, {n_images / row['seconds']:,.0f} images/s"
     parts = [epoch, describe(row, "train"), describe(row, "val"), speed]
-    print(" | ".join(parts + ["best"] * (row is best_row(metrics, args))), flush=True)
+    if row is best_row(metrics, args):
+        parts.append("best")
+    print(" | ".join(parts), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
         hint = "try --kl_warmup 100 or a larger --recon_weight."
         print(f"warning: the posterior has collapsed: z is unused; {hint}")
@@ -264,8 +270,6 @@ def main() -> None:
     name = f"{args.dataset}_{args.arch}_{args.latent_dim}d"
     args.save_dir = args.save_dir or new_folder(Path("runs", name))
     last_path = args.save_dir / "last.pth"
-    if last_path.exists() and not args.resume:
-        raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
     size = f"{sum(p.numel() for p in run.model.parameters()):,} parameters"
     what = f"{args.arch}, {size}, latent_dim {args.latent_dim}, {args.device}, {args.precision}"
     print(f"{what}; writing to {args.save_dir}")
@@ -278,7 +282,8 @@ def main() -> None:
             print_epoch(run.metrics, len(images), args)
     except KeyboardInterrupt:
         if last_path.exists():
-            print(f"\nstopped; resume with: python3 train.py --resume {last_path}")
+            where = f" --data_dir {args.data_dir}" * (args.data_dir != cli.DATA_DIR)
+            print(f"\nstopped; resume with: python3 train.py --resume {last_path}{where}")
         raise
     best = best_row(run.metrics, args)
     print(f"best epoch {best['epoch']}: {describe(best, 'val')}")

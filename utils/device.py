@@ -50,6 +50,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def rng(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on `seeds` alone; zeros at their end do not count."""
+    """A generator whose stream depends on `seeds` alone. rng(7) and rng(7, 0) are the same."""
     state = np.random.SeedSequence(seeds).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))
