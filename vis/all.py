@@ -9,9 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from utils.flags import Settings
-
-from vis.common import NotApplicable, load_model, make_parser
+from vis.common import NotApplicable, make_parser
 
 FIGURES = (
     "encoder_output --target mean",
@@ -23,19 +21,16 @@ FIGURES = (
     "interpolation",
     "traversal",
     "posterior",
+    "explorer",
 )
 
 
 def main() -> None:
-    parser = make_parser("Draws the figures of a model; each prints its path.")
-    args = parser.parse_args()
+    args = make_parser("Draws the figures of a model; each prints its path.").parse_args()
     commands = [[*figure.split(), *sys.argv[1:]] for figure in FIGURES]
     csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
-    weight = load_model(args)[1]["args"].get("recon_weight", Settings.recon_weight)
     for path in filter(Path.is_file, csv_files):  # of the run, beside its model
-        how = ["--save_dir", str(args.save_dir), "--recon_weight", str(weight)]
-        commands.append(["curves", "--metrics", str(path), *how])
-    commands.append(["explorer", *sys.argv[1:]])
+        commands.append(["curves", "--metrics", str(path), "--save_dir", str(args.save_dir)])
     for command in commands:
         sys.argv = command
         try:

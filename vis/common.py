@@ -4,21 +4,21 @@ import io
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from utils import cli
-from utils.checkpoint import load_checkpoint
-from utils.cli import UserError
-from utils.device import pick_device, pick_precision
-from utils.images import cannot_write, tile
-
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from data import fixed_binarization, load_mnist
+from checkpoint import load_checkpoint
+from data import binarize, load_mnist
 from estimators import kl_of_dimensions, posteriors
 from model import VAE
+from utils import cli
+from utils.cli import UserError
+from utils.device import pick_device, pick_precision
+from utils.files import write_file
+from utils.images import tile
 
 # A colour for each digit, the same in every figure. Colour-blind readers can tell them apart, on
 # white and on black: Paul Tol's bright scheme, which ends at seven, and three more.
@@ -29,7 +29,7 @@ plt.rcParams.update({"savefig.dpi": 150, "font.size": 11, "axes.titlesize": 12})
 
 
 class NotApplicable(UserError):
-    """The figure cannot be drawn of this kind of model."""
+    """This kind of model has no such figure."""
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -37,7 +37,7 @@ def make_parser(description: str) -> ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    add("--save_dir", type=Path, default=Path("figures"), help="folder for what it draws")
+    add("--save_dir", type=Path, default=Path("figures"), help="folder of the figures")
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=1000)
     parser.set_defaults(precision="fp32")
@@ -45,15 +45,15 @@ def make_parser(description: str) -> ArgumentParser:
 
 
 def load_model(args: Namespace) -> tuple[VAE, dict, str]:
-    """What --model_params names: the model, its checkpoint, a name for titles. Raises UserError."""
+    """The model of --model_params, its checkpoint, and its name for titles. Raises UserError."""
     model, checkpoint = load_checkpoint(args.model_params, pick_device(args.device))
     config = model.config
     name = f"{checkpoint['args']['dataset']}, {config.arch}, {config.latent_dim}-dimensional z"
     return model, checkpoint, name + ", flow prior" * (config.prior == "flow")
 
 
-class Subject:
-    """The model that --model_params names, on the CPU, and its posteriors of the test images.
+class EncodedTestSet:
+    """The model of --model_params, on the CPU, and its posteriors of the N test images.
 
     Raises UserError.
     """
@@ -62,24 +62,24 @@ class Subject:
         model, checkpoint, self.name = load_model(args)
         images, self.labels = load_mnist(args.data_dir, "test", checkpoint["args"]["dataset"])
         self.binarize = checkpoint["args"]["binarize"]
-        images = fixed_binarization(images, self.binarize)
-        precision = pick_precision(args.precision, model.device)
-        mu, logvar = posteriors(model, images, precision, args.batch_size)
+        self.images = binarize(images, self.binarize)  # (N, 1, 28, 28) uint8, as in training
+        model.precision = pick_precision(args.precision, model.device)
+        q = posteriors(model, self.images, args.batch_size)
         prior = model.config.prior
-        self.images = images  # (N, 1, 28, 28) uint8, as the model was trained to see them
+        self.kl = kl_of_dimensions(q, prior).cpu()  # (L,), nats
+        self.by_kl = self.kl.argsort(descending=True).tolist()  # the most informative first
+        self.mu, self.logvar = (part.cpu() for part in q)  # (N, L) each
         self.model = model.cpu().requires_grad_(False)
-        self.mu, self.logvar = mu.float(), logvar.float()  # (N, L)
+        self.model.precision = "fp32"
         self.u, _ = self.model.prior.to_normal(self.mu)  # (N, L): mu unless the prior is a flow
         self.symbol = "u" if prior == "flow" else "z"  # of a coordinate of u, in labels
-        self.kl = kl_of_dimensions(mu, logvar, prior)  # (L,), nats
-        self.by_kl = self.kl.argsort(descending=True).tolist()  # which says most about the image
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (..., L) -> the pixels' means (n, 1, 28, 28) in [0, 1]."""
-        return torch.sigmoid(self.model.decode(z.flatten(0, -2).float()))
+        """z (..., L) -> pixel means (n, 1, 28, 28) in [0, 1]."""
+        return torch.sigmoid(self.model.decode(z.flatten(0, -2)))
 
     def decode_normal(self, u: Tensor) -> Tensor:
-        """The same of u ~ N(0, I), of which the prior makes z."""
+        """Decodes u ~ N(0, I), which the prior maps to z: (..., L) -> (n, 1, 28, 28)."""
         return self.decode(self.model.prior.from_normal(u))
 
     def plane(self) -> list[int]:
@@ -118,7 +118,7 @@ def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None =
 
 
 def save_figure(figure: Figure, save_dir: Path, name: str) -> None:
-    """Writes `name`.png, the same bytes at every run, and prints its path. Raises UserError."""
+    """Writes `name`.png, with identical bytes at every run, and prints its path."""
     content = io.BytesIO()
     figure.savefig(content, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
@@ -127,9 +127,5 @@ def save_figure(figure: Figure, save_dir: Path, name: str) -> None:
 
 def save_file(path: Path, content: bytes) -> None:
     """Writes a file and prints its path. Raises UserError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    write_file(path, content)
     print(path)

@@ -1,5 +1,5 @@
 // This file is all that is seen and touched: the map, its backgrounds, the interpolation, the drawing pad, hands and keys.
-// It needs no import: main.py puts it behind cargo.js, which it uses, into one module of page.html.
+// It needs no import: main.py puts it behind payload.js, which it uses, into one module of page.html.
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const subscript = (d) => "z" + String(d + 1).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);

@@ -59,7 +59,7 @@ const operations = {
     const f = run(layers, x, n);
     for (let i = 0; i < x.length; i++) y[i] = x[i] + f[i];
   },
-  shortcut({ layers: [linear, ...f] }, x, y, n) {
+  linearPlusMLP({ layers: [linear, ...f] }, x, y, n) {
     const a = run([linear], x, n), b = run(f, x, n);
     for (let i = 0; i < y.length; i++) y[i] = a[i] + b[i];
   },

@@ -1,4 +1,4 @@
-"""Digits that the model makes up: draws from the prior, decoded.
+"""Samples of the model: draws from the prior, decoded.
 
 python3 vis/samples/main.py --model_params pretrained/vae_mnist.pth --n_rows 10
 """
@@ -8,14 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
+from utils.cli import number
 from utils.device import rng
-
 from vis.common import draw_grid, load_model, make_parser, save_figure
 
 
 def main() -> None:
     parser = make_parser("Draws decoded samples of the prior.")
-    parser.add_argument("--n_rows", type=cli.integer(1, 100), default=10, help="of ten samples")
+    parser.add_argument("--n_rows", type=number(1, 100), default=10, help="rows of ten samples")
     args = parser.parse_args()
     model, _, name = load_model(args)
     images = model.sample(10 * args.n_rows, rng(args.seed, device=model.device)).cpu()

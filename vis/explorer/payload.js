@@ -3,16 +3,16 @@
 
 const $ = (id) => document.getElementById(id);
 
-// ------------------------------------------------------------------------------------------------ the cargo
+// ------------------------------------------------------------------------------------------------ the payload
 // The arrays lie in one gzipped stretch of bytes. `content` says which of them lies where.
 
 const content = JSON.parse($("content").textContent);
 
 async function unpack() {
-  const text = atob($("cargo").textContent);
+  const text = atob($("payload").textContent);
   const packed = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-  $("cargo").remove(); // it is no longer needed, and it is megabytes long
+  $("payload").remove(); // it is no longer needed, and it is megabytes long
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 const bytes = await unpack();
