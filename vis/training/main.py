@@ -31,7 +31,7 @@ N_TEST, N_VAL = 2000, 1000  # images of each frame
 N_MOMENTS = 80  # of which the first fall on the same steps: about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
 FRAME_MS, LAST_FRAME_MS = 100, 2000
-N_COLOURS = 64  # of a frame
+N_COLOURS = 32  # of the film, for a file below 3 MB
 
 
 def moments(n_steps: int) -> set[int]:
@@ -63,17 +63,17 @@ def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: tuple[str, str]) -> Image.Image:
     """A frame of the film; its axes stay where they are."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 4.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.06, top=0.86, wspace=0.08)
     scatter_digits(left, u, labels, size=6, alpha=1)
-    left.legend(ncols=10, loc=(0, 1.07), frameon=False, handletextpad=0, columnspacing=0.9)
+    left.legend(ncols=10, loc=(0, 1.07), frameon=False, markerscale=2, columnspacing=-0.2)
     right.imshow(tile(plane, N_CELLS), "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
     for axes, title in zip((left, right), titles, strict=True):
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=title)
     content = io.BytesIO()
     figure.savefig(content, dpi=100)
     plt.close(figure)
-    return Image.open(content).convert("RGB").quantize(N_COLOURS)
+    return Image.open(content).convert("RGB")
 
 
 def main() -> None:
@@ -92,6 +92,8 @@ def main() -> None:
         neg_elbo = validate(model, val, args)["val_neg_elbo"]
         titles = f"step {step:,}, epoch {epoch:.1f}", f"validation -ELBO {neg_elbo:.1f} nats"
         pictures.append(draw(*see(model, test), labels[:N_TEST], titles))
+    palette = pictures[-1].quantize(N_COLOURS, Image.Quantize.MAXCOVERAGE)
+    pictures = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in pictures]
     durations, gif = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS], io.BytesIO()
     how = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}
     pictures[0].save(gif, "GIF", **how)
