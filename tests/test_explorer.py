@@ -103,7 +103,7 @@ def on_the_map(page, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def answer(page) -> dict:
     """The page's last true posterior, after the worker has refined it."""
-    page.wait_for_function("explorer.state.posterior?.done", timeout=20_000)
+    page.wait_for_function("explorer.state.posterior?.done", timeout=120_000)
     return page.evaluate("explorer.state.posterior")
 
 

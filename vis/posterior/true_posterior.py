@@ -19,7 +19,6 @@ from loss import bernoulli_nll, gaussian_log_prob
 from model import VAE
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
-LEAST = 512  # at which no peak hides between the centres of the cells
 TOLERANCE = 3e-3  # nats: cells are small enough if halving them moves log p(x) by less
 DEPTH = 10.0  # nats below its peak, where a posterior is cut off
 NARROWEST = 0.006  # standard deviation of the narrowest peak that no grid may overlook
@@ -85,7 +84,7 @@ def adaptive_posteriors(log_joint_at: LogJoint, n_images: int, min_cells: int) -
         log_evidence = peak + total.log() + 2 * math.log(step)  # (N,)
         inside, counts = depth < DEPTH, image.bincount(minlength=n_images)
         is_done = image[inside].bincount(minlength=n_images) >= min_cells
-        is_done &= ((log_evidence - before).abs() < TOLERANCE) & torch.tensor(n >= LEAST)
+        is_done &= (log_evidence - before).abs() < TOLERANCE
         is_done = (is_done | torch.tensor(n == FINEST)) & (counts > 0)
         parts = (part.split(counts.tolist()) for part in (cells, values, inside))
         for i, (cell, value, mask) in enumerate(zip(*parts, strict=True)):

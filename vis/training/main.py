@@ -66,7 +66,7 @@ def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: tuple[str, str]) -> I
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.06, top=0.86, wspace=0.08)
     scatter_digits(left, u, labels, size=6, alpha=1)
-    left.legend(ncols=10, loc=(0, 1.07), frameon=False, markerscale=2, columnspacing=-0.2)
+    left.legend(ncols=10, loc=(0, 1.07), frameon=False, markerscale=2, handletextpad=-0.4)
     right.imshow(tile(plane, N_CELLS), "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
     for axes, title in zip((left, right), titles, strict=True):
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=title)
