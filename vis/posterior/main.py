@@ -1,4 +1,4 @@
-"""The true posterior p(z|x) of test images, beside the encoder's Gaussian q(z|x).
+"""The true posterior p(z|x) of test images beside the encoder's Gaussian, which is refined too.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from estimators import Gaussians
+from estimators import Gaussians, refined_posteriors
 from model import VAE
 from utils import cli
 from utils.cli import number
@@ -26,12 +26,14 @@ from vis.posterior.true_posterior import Posterior, exact_elbo, modes, true_post
 
 N_CHOSEN_FROM, N_SUMMARISED = 100, 1000  # test images, unless --n_images says otherwise
 MIN_CELLS, FEW_CELLS = 400, 100  # of a posterior that is drawn, that is only measured
+N_REFINING_STEPS = 100
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 5, "markeredgecolor": "black", "markeredgewidth": 0.7}
 LEGEND = {  # label -> look in each plane
     "true posterior p(z|x): 1 to 3 standard deviations": {"color": BLUE, "linewidth": 8},
     "encoder's q(z|x): mean, 1 and 2 standard deviations": {"color": RED, **DOT},
+    f"q(z|x) after {N_REFINING_STEPS} refining steps": {"color": RED, "linestyle": "--"},
     "highest mode of p(z|x)": {"color": YELLOW, "linestyle": "none", **DOT},
 }
 
@@ -68,8 +70,12 @@ def draw(
     (tops, mass), mean = modes(posterior), test_set.u[index]
     depth = posterior.log_density.max() - posterior.log_density
     plane.tricontourf(*posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
-    for ring in rings(test_set.model, test_set.mu[index], test_set.logvar[index]):
-        plane.plot(*ring.T, color=RED, linewidth=1.5)
+    q = Gaussians(test_set.mu[[index]], test_set.logvar[[index]])
+    image = test_set.images[[index]]
+    refined = refined_posteriors(test_set.model, image, q, N_REFINING_STEPS)
+    for (mu, logvar), style in ((q, "-"), (refined, "--")):
+        for ring in rings(test_set.model, mu[0], logvar[0]):
+            plane.plot(*ring.T, color=RED, linewidth=1.5, linestyle=style)
     plane.plot(*mean, color=RED, **DOT)
     plane.plot(*tops[0], color=YELLOW, **DOT)
     plane.set_aspect("equal", adjustable="datalim")
@@ -79,7 +85,7 @@ def draw(
     text += f"KL(q || p(z|x)) = {kl:.1f} nats, {len(mass)} mode{several}"
     plane.set_title(text, fontsize=10.5)
     decoded = test_set.decode_normal(torch.stack((mean, tops[0])))
-    pictures = torch.cat((test_set.images[[index]] / 255, decoded))
+    pictures = torch.cat((image / 255, decoded))
     labels = ((f"image {index}", "black"), ("mean of q", RED), ("mode of p", OCHRE))
     for axes, picture, (label, colour) in zip(strip, pictures, labels, strict=True):
         axes.imshow(picture[0], cmap="gray", vmin=0, vmax=1)
