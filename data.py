@@ -34,19 +34,21 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
     """
     prefix, n, part = SPLITS[split]
     raw = Path(data_dir) / dataset / "raw"
-    images_path = raw / f"{prefix}-images-idx3-ubyte.gz"
-    labels_path = raw / f"{prefix}-labels-idx1-ubyte.gz"
-    if not (os.path.isfile(images_path) and os.path.isfile(labels_path)):
+    paths = [raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"]
+    if not all(map(os.path.isfile, paths)):  # nobody has extracted the archives
+        paths = [path.with_name(f"{path.name}.gz") for path in paths]
+    if not all(map(os.path.isfile, paths)):
         _download(Path(data_dir), dataset)
-    images, labels = _read_idx(images_path, (n, 1, 28, 28)), _read_idx(labels_path, (n,))
+    images, labels = _read_idx(paths[0], (n, 1, 28, 28)), _read_idx(paths[1], (n,))
     return images[part], labels[part].long()
 
 
 @lru_cache(maxsize=2)  # the training archive serves two splits
 def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """An archive in LeCun's idx format as a uint8 tensor, without its header."""
+    """A file in LeCun's idx format, gzipped or not, as a uint8 tensor without its header."""
     try:
-        with gzip.open(path) as file:  # which verifies the checksum
+        # gzip verifies a checksum
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = bytearray(file.read())
         header = 16 if len(shape) > 1 else 8
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)

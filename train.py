@@ -84,7 +84,7 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
         for name in settled.keys() - {"n_epochs"}:
             if getattr(args, name) != settled[name]:
                 raise UserError(f"--{name} is settled by {start}; leave it out.")
-    if args.save_dir and not args.resume and (args.save_dir / "last.pth").exists():
+    if args.save_dir and not args.resume and (args.save_dir / "best.pth").exists():
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
     args.device = device.pick_device(args.device)
     args.precision = device.pick_precision(args.precision, args.device)
@@ -119,7 +119,7 @@ def train_one_epoch(
     """
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
-    every = min(AVERAGE_EVERY, n_steps)
+    every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1
     strength = args.deform * max(0.0, 1 - (epoch - 1) / (FADED * args.n_epochs))
     xs = batches(images, args.batch_size, args.binarize, rng, strength)
     model.train()
@@ -234,9 +234,12 @@ def save(run: Run, args: Namespace) -> None:
             save_checkpoint(folder / "best.pth", average, args, metrics)
         rows = [metrics[0].keys(), *(row.values() for row in metrics)]
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-        write_file(folder / "metrics.csv", text.encode())
-    path, is_end = folder / "last.pth", len(metrics) == args.n_epochs
-    if is_end or not path.exists() or time.time() - path.stat().st_mtime > SAVE_SECONDS:
+        try:
+            write_file(folder / "metrics.csv", text.encode())
+        except UserError:
+            print("warning: metrics.csv cannot be written; close the program that holds it.")
+    path, is_due = folder / "last.pth", len(metrics) in (0, args.n_epochs)
+    if is_due or not path.exists() or time.time() - path.stat().st_mtime > SAVE_SECONDS:
         state = {"training": model.state_dict(), "optimizer": optimizer.state_dict()}
         save_checkpoint(path, average, args, metrics, **state)
 

@@ -104,6 +104,19 @@ def test_a_damaged_archive_is_one_sentence_that_names_it(tmp_path, name):
             data.load_mnist(tmp_path / str(i), "test")
 
 
+def test_extracted_archives_are_read_and_a_short_one_is_one_sentence(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ARCHIVES:
+        (raw / name[:-3]).write_bytes(gzip.decompress((RAW / name).read_bytes()))
+    found, truth = (data.load_mnist(folder, "test") for folder in (tmp_path, DATA_DIR))
+    assert all(map(torch.equal, found, truth))
+    data._read_idx.cache_clear()
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(b"short")
+    with pytest.raises(UserError, match="ubyte is damaged"):
+        data.load_mnist(tmp_path, "test")
+
+
 def test_a_missing_archive_is_downloaded_or_one_sentence_says_why_not(tmp_path, monkeypatch):
     def download(root: Path, download: bool):
         shutil.copytree(RAW, Path(root) / "MNIST" / "raw")

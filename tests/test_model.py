@@ -35,6 +35,11 @@ def test_an_image_is_encoded_and_decoded_the_same_in_any_company(model):
     assert (extreme <= 0).all()  # the variance is at most the prior's
 
 
+def test_a_z_without_images_is_refused(model):
+    with pytest.raises(ValueError, match=r"z must be \(..., B, L\), not \(3,\)"):
+        model.decode(torch.zeros(3))
+
+
 def test_reparameterize_draws_from_the_posterior():
     torch.manual_seed(0)
     mu, logvar = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.0, 1.0, -2.0])

@@ -15,6 +15,7 @@ from signal import SIGINT, SIGKILL
 from threading import Barrier
 
 import pytest
+import torch
 from conftest import TINY, contents, read_rows, refusal
 
 import train
@@ -46,6 +47,18 @@ def signal_at_write(n: int, number: int) -> None:
             call()
 
     sys.addaudithook(hook)
+
+
+def hold_metrics_csv() -> None:
+    """Refuses to replace metrics.csv, as Windows does while a spreadsheet has it open."""
+    replace = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target.name == "metrics.csv":
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    os.replace = refuse
 
 
 def in_epoch_2(fault: Callable[[VAE], None]) -> None:
@@ -152,6 +165,23 @@ def test_a_failed_epoch_leaves_the_one_before(trainer, uninterrupted, tmp_path, 
     assert not list(tmp_path.rglob("*.tmp"))
     assert trainer(tmp_path, "--resume run/last.pth").returncode == 0
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_held_metrics_csv_is_a_warning_and_loses_nothing(trainer, uninterrupted, tmp_path):
+    run = trainer(tmp_path, *FLAGS, before=hold_metrics_csv)
+    assert (run.returncode, run.stdout.count("warning: metrics.csv cannot be written; ")) == (0, 10)
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+    assert trainer(tmp_path, "--resume run/last.pth").returncode == 0
+    assert contents(tmp_path / "run" / "last.pth") == contents(uninterrupted / "last.pth")
+
+
+def test_without_memory_the_sentence_says_what_helps_and_the_folder_is_free(trainer, tmp_path):
+    def before() -> None:
+        train.bernoulli_nll = lambda *_: torch.empty(10**15)
+
+    sentence = refusal(trainer(tmp_path, *TINY, "--save_dir run", before=before))
+    assert sentence == "error: out of memory; use a smaller --batch_size."
+    assert trainer(tmp_path, *TINY, "--n_epochs 1 --save_dir run").returncode == 0
 
 
 def test_divergence_is_one_sentence(trainer, tmp_path):
