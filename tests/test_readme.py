@@ -17,7 +17,7 @@ import train
 from data import load_mnist
 
 README = (ROOT / "README.md").read_text()
-PATTERNS = ("README.md", "docs/*.md", "pretrained/README.md", "papers/*/README.md")
+PATTERNS = ("README.md", "docs/*.md", "pretrained/README.md", "papers/*/*.md")
 PAGES = {page: page.read_text() for pattern in PATTERNS for page in ROOT.glob(pattern)}
 
 
