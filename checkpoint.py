@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict]
 
 
 def on_cpu(value: object) -> object:
-    """The same with all tensors of nested dicts on the CPU, so that any machine can load them."""
+    """Copies nested dicts with all tensors on the CPU, so that any machine can load them."""
     if isinstance(value, dict):
         return {name: on_cpu(part) for name, part in value.items()}
     return value.cpu() if isinstance(value, Tensor) else value

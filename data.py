@@ -35,7 +35,7 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
     prefix, n, part = SPLITS[split]
     raw = Path(data_dir) / dataset / "raw"
     paths = [raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"]
-    if not all(map(os.path.isfile, paths)):  # nobody has extracted the archives
+    if not all(map(os.path.isfile, paths)):  # usual: the archives are not extracted
         paths = [path.with_name(f"{path.name}.gz") for path in paths]
     if not all(map(os.path.isfile, paths)):
         _download(Path(data_dir), dataset)

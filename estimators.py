@@ -114,9 +114,9 @@ def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
-    """log p(x|u) + log p(u) of each image at each point: x (N, 784), u (P, L) -> (N, P).
+    """log p(x|u) + log p(u) of each image at each point u ~ N(0, I), which the prior maps to z.
 
-    u ~ N(0, I) is what the prior maps to z.
+    x (N, 784), u (P, L) -> (N, P).
     """
     table = log_likelihood_table(model, x, model.prior.from_normal(u))
     return table + standard_normal_log_prob(u)
@@ -125,10 +125,10 @@ def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
 def grid_nll(
     model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT
 ) -> tuple[Tensor, Tensor]:
-    """-log p(x) by the trapezoidal rule over u ~ N(0, I) in few dimensions; it uses no encoder.
+    """-log p(x) by the trapezoidal rule over u ~ N(0, I) in few dimensions, without an encoder.
 
-    The grid has `n_grid` points, an odd number, on each axis from -limit to limit. Returns the nats
-    (N,), and those by every second point on each axis (N,).
+    The grid has `n_grid` points, an odd number, per axis from -limit to limit. Returns the nats
+    (N,), and the nats from every second point per axis (N,).
     """
     x, n_dims = images.to(model.device).flatten(1) / 255, model.config.latent_dim  # x (N, 784)
     step, device = 2 * limit / (n_grid - 1), model.device
@@ -143,9 +143,9 @@ def grid_nll(
 
 
 def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, int, float]:
-    """`grid_nll`, halving the step until that moves the mean by less than GRID_TOLERANCE.
+    """`grid_nll`, whose step is halved until the mean moves by less than GRID_TOLERANCE.
 
-    Returns the nats (N,), the final points on each axis, and what the last halving moved.
+    Returns the nats (N,), the final points per axis, and how far the last halving moved the mean.
     """
     while True:
         nll, coarser = grid_nll(model, images, n_grid)
@@ -159,7 +159,7 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, in
 def likelier_starts(model: VAE, images: Tensor, q: Gaussians, batch_size: int = 1000) -> Gaussians:
     """`q`, with mu replaced by the best of N_STARTS prior draws where that has a higher p(x, z).
 
-    In two dimensions the draws find modes that are broad or near 0; in many, none comes near one.
+    In two dimensions the draws find broad modes; in many dimensions they rarely find any.
     """
     u = torch.randn(N_STARTS, q.mu.shape[1], generator=rng(REFINING_SEED)).to(model.device)
     x, mu = images.to(model.device).flatten(1) / 255, q.mu  # (N, 784), (N, L)
@@ -178,9 +178,9 @@ def refined_posteriors(
 ) -> Gaussians:
     """Each image's q(z|x) after `n_steps` of Adam on its own -ELBO from its likelier start.
 
-    The gain is a part of the amortization gap, the cost of one encoder for all images (Cremer et
-    al. 2018, https://arxiv.org/abs/1801.03558). Each step has REFINING_DRAWS new draws of z, half
-    of them mirrored, which depend on the image's number alone; no metric is computed from them.
+    The gain is part of the amortization gap, the cost of one encoder for all images (Cremer et al.
+    2018, https://arxiv.org/abs/1801.03558). Each step uses REFINING_DRAWS fresh draws of z, half of
+    them mirrored, seeded by the image's number; metrics use other draws.
     """
     q = likelier_starts(model, images, q, batch_size)
     size, parts = (n_steps, REFINING_DRAWS // 2, q.mu.shape[1]), []
@@ -217,8 +217,8 @@ def active_units(mu: Tensor) -> Tensor:
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    Against N(0, 1), or with a flow, which has no such term for one dimension, against the Gaussian
-    of the aggregate posterior's mean and standard deviation.
+    Against N(0, 1). A flow has no such term per dimension, so with a flow against a Gaussian with
+    the aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q
     if prior == "flow":
@@ -230,10 +230,10 @@ def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
 def knn_accuracy(
     mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = N_KNN_DRAWS
 ) -> Tensor:
-    """Accuracy of 5 nearest neighbours among 1,000 labelled images, for seeded draws of those.
+    """Accuracy of 5 nearest neighbours among 1,000 labelled images, for each of seeded draws.
 
     `mu` (N, L) and `labels` (N,) to classify; `labelled_mu` (M, L) and `labelled` (M,) to draw
-    from. Returns (n_draws,). Of labels with equal votes the smallest wins. S-VAE's protocol
+    from. Returns (n_draws,). Ties go to the smallest label. S-VAE's protocol
     (Davidson et al. 2018, Section 5.3).
     """
     accuracies = []

@@ -70,7 +70,7 @@ def make_parser() -> ArgumentParser:
 
 
 def parse_flags(argv: list[str] | None = None) -> Namespace:
-    """The flags of a run. A checkpoint to start from settles its own. Raises UserError."""
+    """The flags of a run; a checkpoint to start from fixes some of them. Raises UserError."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if start := args.resume or args.init_from:
@@ -114,8 +114,8 @@ def train_one_epoch(
 ) -> Iterator[Tensor]:
     """One pass over `images` (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B).
 
-    Given the flags, an epoch's randomness depends on its number alone: a resumed run repeats it
-    bit for bit.
+    All randomness depends on the seed and the epoch alone, so a resumed run repeats an epoch bit
+    for bit.
     """
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
@@ -212,9 +212,9 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The epoch whose weights best.pth holds: that of the lowest validation loss.
+    """The epoch whose weights best.pth holds: the one with the lowest validation loss.
 
-    For K > 1 draws the training loss is not the ELBO, so it is the latest epoch.
+    For K > 1 draws training minimises another loss than the ELBO, so it is the latest epoch.
     """
     if args.n_importance_samples > 1:
         return metrics[-1]

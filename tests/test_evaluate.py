@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from conftest import random_model, save_model, words
 
 import data
@@ -50,12 +49,7 @@ def test_a_flow_is_evaluated_on_the_images_that_it_was_trained_for(run, tmp_path
         assert len(r["kl_of_dimension"]) == 2
 
 
-def test_bad_input_is_one_sentence(run, tmp_path):
-    path, model = tmp_path / "a.pth", random_model(latent_dim=3)
-    save_model(path, model)
+def test_the_integral_needs_few_dimensions(run, tmp_path):
+    path = save_model(tmp_path / "a.pth", random_model(latent_dim=3))
     with pytest.raises(UserError, match="--exact needs 1 or 2 latent dimensions, not 3"):
         run("--model_params", path, "--exact")
-    torch.nn.init.constant_(model.encoder[-1].bias, 1e38)  # finite weights, infinite KL
-    save_model(path, model)
-    with pytest.raises(UserError, match="is not finite"):
-        run("--model_params", path, "--n_images 10")
