@@ -4,6 +4,7 @@ Each run becomes a row of the CSV as soon as it ends. A run that has a row is no
 """
 
 import csv
+import math
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,22 +12,34 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import OURS, SEED_OBJECTIVE, evaluate, machine, train
+from loss import N_PIXELS
 from utils import cli
 from utils.files import write_file
 
-RECIPES = {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS}  # flags of train.py
-METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "test_neg_elbo")
-METRICS += ("active_units", "knn_accuracy", "train_seconds")
+BCE, MSE = (784, 600, 1, 78, 196, 392, 1568, 7840), (1837.5, 784, 392, 4000, 2560, 11500)
+LOSSES = [f"--recon_weight {weight}" for weight in BCE] + ["--recon_weight 784 --binarize dynamic"]
+LOSSES += [f"--recon_loss mse --recon_weight {weight}" for weight in MSE]
+LOSSES += [f"{flags} --latent_dim 20" for flags in LOSSES]
+RECIPES = {  # sets of them, by name: flags of train.py
+    "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
+    "losses": {flags: flags for flags in LOSSES},  # of docs/losses.md
+}
+N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and its pixels
+METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "gaussian_neg_elbo", "test_neg_elbo")
+METRICS += ("nll", "active_units", "knn_accuracy", "train_seconds")
 COLUMNS = ("recipe", "seed", "flags", *METRICS)
 
 
-def measure(recipe: str, seed: int) -> dict:
+def measure(recipe: str, flags: str, seed: int, n_samples: str) -> dict:
     """A row of the CSV: one run of train.py and one of evaluate.py. Raises UserError."""
     with TemporaryDirectory() as folder:
-        best = train(f"train.py {RECIPES[recipe]} --seed {seed}", folder)
-        test = evaluate("evaluate.py --n_importance_samples 1", folder)
-    row = {"recipe": recipe, "seed": seed, "flags": RECIPES[recipe]} | best | test
+        best = train(f"train.py {flags} --seed {seed}", folder)
+        test = evaluate(f"evaluate.py --n_importance_samples {n_samples}", folder)
+    row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
+    variance = best["val_recon_loss"] if "mse" in flags else math.nan  # a Gaussian decoder's best
+    nll = N_PIXELS / 2 * math.log(2 * math.pi * math.e * variance)
+    row["gaussian_neg_elbo"] = nll + best["val_kld_loss"]
     return {name: row[name] for name in COLUMNS}
 
 
@@ -35,13 +48,15 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
     cells = [recipe, str(len(rows))]
     for name in METRICS:
         values = [float(row[name]) for row in rows]
-        spread = f" +- {stdev(values):.2g}" if len(values) > 1 else ""
+        is_spread = len(values) > 1 and not math.isnan(values[0])
+        spread = f" +- {stdev(values):.2g}" if is_spread else ""
         cells.append(f"{mean(values):.5g}{spread}")
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = cli.parser("Trains and evaluates recipes from several seeds.")
+    parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="which set of them")
     parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from {cli.SEED} on")
     parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="one row per run")
     args = parser.parse_args()
@@ -51,12 +66,12 @@ def main() -> None:
         write_file(args.save_to, f"{','.join(COLUMNS)}\n".encode())
     with open(args.save_to, newline="") as file:
         known = {(row["seed"], row["flags"]): row for row in csv.DictReader(file)}
-    for recipe, flags in RECIPES.items():
+    for recipe, flags in RECIPES[args.recipes].items():
         rows = []
         for seed in range(cli.SEED, cli.SEED + args.n_seeds):
             row = known.get((str(seed), flags))
             if row is None:
-                row = measure(recipe, seed)
+                row = measure(recipe, flags, seed, N_SAMPLES[args.recipes])
                 with open(args.save_to, "a", newline="") as file:
                     csv.DictWriter(file, COLUMNS).writerow(row)
             rows.append(row)

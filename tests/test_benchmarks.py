@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from conftest import read_rows
+from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector as flat
 
 from benchmarks import common, conventional, likelihood, seeds, time_to_quality
@@ -57,12 +58,12 @@ def test_seeds_go_on_where_they_stopped(tiny_run, tmp_path, monkeypatch, capsys)
         commands.append(command)
         if len(commands) == 3:
             raise KeyboardInterrupt
-        test = {"neg_elbo": len(commands), "active_units": 2, "knn_accuracy": 0.5}
+        test = {"neg_elbo": len(commands), "nll": 2, "active_units": 2, "knn_accuracy": 0.5}
         return json.dumps(test), {"run_seconds": 3}
 
     monkeypatch.setattr(common, "run", run)
     monkeypatch.setattr(seeds, "TemporaryDirectory", lambda: nullcontext(tiny_run))
-    monkeypatch.setattr(seeds, "RECIPES", {"wide": "--width 9"})
+    monkeypatch.setitem(seeds.RECIPES, "seeds", {"wide": "--width 9"})
     monkeypatch.setattr("sys.argv", ["seeds.py", "--n_seeds", "2", "--save_to", str(path)])
     with pytest.raises(KeyboardInterrupt):
         seeds.main()
@@ -72,7 +73,17 @@ def test_seeds_go_on_where_they_stopped(tiny_run, tmp_path, monkeypatch, capsys)
     best = min(float(row["val_neg_elbo"]) for row in read_rows(tiny_run / "metrics.csv"))
     assert [float(row["val_neg_elbo"]) for row in read_rows(path)] == [best] * 2
     printed = capsys.readouterr().out  # its test -ELBO are 2 and 5, so n - 1 gives 3 / sqrt(2)
-    assert printed.endswith("| 3.5 +- 2.1 | 2 +- 0 | 0.5 +- 0 | 3 +- 0 |\n")
+    assert printed.endswith("| nan | 3.5 +- 2.1 | 2 +- 0 | 2 +- 0 | 0.5 +- 0 | 3 +- 0 |\n")
+
+
+def test_seeds_give_a_gaussian_decoder_its_best_variance(monkeypatch):
+    best = {name: 0.0 for name in seeds.METRICS} | {"val_recon_loss": 0.04, "val_kld_loss": 7.0}
+    monkeypatch.setattr(seeds, "train", lambda command, folder: best | {"run_seconds": 1.0})
+    monkeypatch.setattr(seeds, "evaluate", lambda command, folder: {"neg_elbo": 0.0})
+    row = seeds.measure("mse", "--recon_loss mse", 888, "")
+    errors = torch.full((784,), 0.2)  # a squared error of 0.04 per pixel
+    bounds = [7 - Normal(0, v**0.5).log_prob(errors).sum().item() for v in (0.038, 0.04, 0.042)]
+    assert min(bounds) == bounds[1] == pytest.approx(row["gaussian_neg_elbo"], rel=1e-5)
 
 
 def test_a_process_that_fails_is_one_sentence(tmp_path):
