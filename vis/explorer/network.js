@@ -24,37 +24,8 @@ const operations = {
       }
     }
   },
-  conv3x3(layer, x, y) {
-    const { inputs, outputs, weight, bias } = layer, side = Math.sqrt(x.length / inputs), area = side * side, wide = side + 2;
-    const padded = (layer.padded ??= new Float32Array(inputs * wide * wide)); // it has zeros around each channel
-    for (let i = 0; i < x.length; i++) {
-      const channel = Math.floor(i / area), row = Math.floor(i / side) % side;
-      padded[(channel * wide + row + 1) * wide + (i % side) + 1] = x[i];
-    }
-    for (let o = 0; o < outputs; o++) {
-      y.fill(bias ? bias[o] : 0, o * area, (o + 1) * area);
-      for (let c = 0; c < inputs; c++) {
-        const [a, b, d, e, f, g, h, k, l] = weight.subarray((o * inputs + c) * 9, (o * inputs + c) * 9 + 9);
-        for (let row = 0, p = c * wide * wide, q = o * area; row < side; row++, p += 2) {
-          for (let column = 0; column < side; column++, p++, q++) {
-            const r = p + wide, s = r + wide;
-            y[q] += a * padded[p] + b * padded[p + 1] + d * padded[p + 2] + e * padded[r] + f * padded[r + 1]
-              + g * padded[r + 2] + h * padded[s] + k * padded[s + 1] + l * padded[s + 2];
-          }
-        }
-      }
-    }
-  },
-  conv1x1({ inputs, outputs, weight, bias }, x, y) {
-    const area = x.length / inputs;
-    for (let o = 0; o < outputs; o++) {
-      y.fill(bias ? bias[o] : 0, o * area, (o + 1) * area);
-      for (let c = 0; c < inputs; c++) {
-        const w = weight[o * inputs + c];
-        for (let i = 0; i < area; i++) y[o * area + i] += w * x[c * area + i];
-      }
-    }
-  },
+  conv3x3: (layer, x, y) => convolve(layer, x, y, 3),
+  conv1x1: (layer, x, y) => convolve(layer, x, y, 1),
   residual({ layers }, x, y, n) {
     const f = run(layers, x, n);
     for (let i = 0; i < x.length; i++) y[i] = x[i] + f[i];
@@ -72,6 +43,24 @@ const operations = {
   pixelShuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[image] = x[channels]; }),
   pixelUnshuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[channels] = x[image]; }),
 };
+
+// A convolution is a linear map of the size x size patch around each pixel. Beyond the edges a patch has zeros.
+function convolve(layer, x, y, size) {
+  const { inputs, outputs, weight, bias } = layer, area = x.length / inputs, side = Math.sqrt(area), half = (size - 1) / 2;
+  const patches = (layer.patches ??= new Float64Array(area * inputs * size * size)), rows = (layer.rows ??= new Float64Array(y.length));
+  for (let p = 0, k = 0; p < area; p++) {
+    const row = Math.floor(p / side), column = p % side;
+    for (let c = 0; c < inputs; c++) {
+      for (let i = row - half; i <= row + half; i++) {
+        for (let j = column - half; j <= column + half; j++, k++) {
+          if (i >= 0 && i < side && j >= 0 && j < side) patches[k] = x[(c * side + i) * side + j];
+        }
+      }
+    }
+  }
+  operations.linear({ inputs: inputs * size * size, outputs, weight, bias }, patches, rows, area);
+  for (let i = 0; i < y.length; i++) y[i] = rows[(i % area) * outputs + Math.floor(i / area)];
+}
 
 // Pairs each pixel of side x side images with its place among factor² as many channels of (side / factor)² pixels.
 function shuffle({ factor, side }, length, move) {
@@ -120,21 +109,60 @@ function dot(a, b) {
   return sum;
 }
 
-// log p(z) under N(0, I), or under a flow by the change of variables to u ~ N(0, I).
-function logPrior(couplings, z) {
-  const u = new Float64Array(z), L = u.length;
-  let logDet = 0;
-  for (const { mask, layers } of couplings ?? []) {
-    const st = run(layers, u.map((value, d) => value * mask[d]));
-    for (let d = 0; d < L; d++) {
-      if (mask[d]) continue; // it stays
-      const s = Math.tanh(st[d]);
-      u[d] = u[d] * Math.exp(s) + st[L + d];
-      logDet += s;
+// ------------------------------------------------------------------------------------------------ the prior
+// As in prior.py: a flow is a list of couplings between z and u ~ N(0, I). Without couplings, u is z. Of n points, the arrays
+// lie one behind the other.
+
+function scaleAndShift({ mask, layers }, x, n) {
+  const L = mask.length, st = run(layers, x.map((value, i) => value * mask[i % L]), n);
+  return (i) => { // of element i: s and t, which are 0 where the mask is 1
+    const d = i % L, row = 2 * (i - d);
+    return mask[d] ? [0, 0] : [Math.tanh(st[row + d]), st[row + L + d]];
+  };
+}
+
+// Returns u (n, L) and log |det du/dz| (n).
+function toNormal(couplings, z, n = 1) {
+  const u = Float64Array.from(z), L = u.length / n, logDet = new Float64Array(n);
+  for (const coupling of couplings) {
+    const at = scaleAndShift(coupling, u, n);
+    for (let i = 0; i < u.length; i++) {
+      const [s, t] = at(i);
+      u[i] = u[i] * Math.exp(s) + t;
+      logDet[Math.floor(i / L)] += s;
     }
   }
-  return logDet - 0.5 * (dot(u, u) + L * LOG_2_PI);
+  return { u, logDet };
 }
+
+// Returns z (n, L), the inverse of `toNormal`.
+function fromNormal(couplings, u, n = 1) {
+  const z = Float64Array.from(u);
+  for (const coupling of [...couplings].reverse()) {
+    const at = scaleAndShift(coupling, z, n);
+    for (let i = 0; i < z.length; i++) {
+      const [s, t] = at(i);
+      z[i] = (z[i] - t) * Math.exp(-s);
+    }
+  }
+  return z;
+}
+
+const logNormal = (u) => -0.5 * (dot(u, u) + u.length * LOG_2_PI); // log N(u; 0, I)
 
 // The mean of -log q(z|x) over q(z|x), a Gaussian.
 const entropy = (logvar) => logvar.reduce((sum, value) => sum + 0.5 * (value + 1 + LOG_2_PI), 0);
+
+// KL(q(z|x) || N(0, I)).
+const klDivergence = (mu, logvar) => 0.5 * mu.reduce((sum, mean, d) => sum + mean ** 2 + Math.expm1(logvar[d]) - logvar[d], 0);
+
+// Returns a function that draws from N(0, 1), the same numbers for the same seed (mulberry32 and Box-Muller).
+function makeNormal(seed) {
+  const uniform = () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), seed | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+  return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
+}

@@ -34,41 +34,33 @@ function unpackLayers(layers) {
   return layers;
 }
 
-const decoder = unpackLayers(content.decoder), encoder = content.encoder && unpackLayers(content.encoder);
-const couplings = content.prior?.couplings.map(({ mask, layers }) => ({ mask, layers: unpackLayers(layers) })), eps = content.prior && array(content.prior.eps);
+const decoder = [...unpackLayers(content.decoder), { op: "bias", bias: array(content.outputBias) }];
+const encoder = content.encoder && unpackLayers(content.encoder);
+const couplings = content.couplings.map(({ mask, layers }) => ({ mask, layers: unpackLayers(layers) })); // [] without a flow
 const L = content.kl.length, N_PIXELS = 784;
 
-const decodeLogits = (z) => run(decoder, new Float64Array(z));
+// The page lives in u ~ N(0, I), which the prior maps to z. Without a flow u is z.
 const toPixels = (logits) => logits.map((logit) => 1 / (1 + Math.exp(-logit)));
-const decode = (z) => toPixels(decodeLogits(z)); // the pixels are in [0, 1]
+const decode = (u) => toPixels(run(decoder, fromNormal(couplings, u))); // the pixels are in [0, 1]
 function encode(pixels) { // the second half of its output is the logit of the variance
-  const head = new Float32Array(run(encoder, new Float64Array(pixels))), logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
+  const head = new Float32Array(run(encoder, new Float64Array(pixels)));
+  const logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
   return { mu: head.slice(0, L), logvar: head.slice(L).map(logSigmoid) };
-}
-
-// With a flow the KL divergence has no closed form. It is then estimated by the mean of log q(z|x) - log p(z) over fixed
-// draws of z, as in prior.py. `eps` holds the draws one behind the other, with exactly the variances of N(0, I).
-function klDivergence(mu, logvar) {
-  let kl = 0;
-  if (!couplings) {
-    for (let d = 0; d < L; d++) kl += 0.5 * (mu[d] ** 2 + Math.expm1(logvar[d]) - logvar[d]);
-    return kl;
-  }
-  for (let k = 0; k < eps.length; k += L) {
-    kl -= logPrior(couplings, mu.map((mean, d) => mean + Math.exp(0.5 * logvar[d]) * eps[k + d]));
-  }
-  return (kl * L) / eps.length - entropy(logvar);
 }
 
 // ------------------------------------------------------------------------------------------- the test images
 
 const images = array(content.images), labels = array(content.labels), N = labels.length;
-const mus = array(content.mu), logvars = array(content.logvar);
+const mus = array(content.mu), logvars = array(content.logvar); // of q(z|x)
+const points = array(content.points), stds = array(content.stds); // of q(u|x) on the map, (N, 2) each
+const [P, Q] = content.plane; // the map shows dimension P to the right and Q upwards
 
-// The card shows an image with its posterior and the ELBO's two terms, in nats. The formulas are those of loss.py.
+// The card shows an image with its posterior, mean `u` and covariance `shape` on the map, and the ELBO's terms in nats. With a
+// flow `kl` and `shape` have no closed form; the worker finds them.
 function subject(title, pixels, mu, logvar) {
-  const logits = decodeLogits(mu), recon = logNormaliser(logits) - dot(logits, pixels);
-  return { title, pixels, mu, logvar, recon, kl: klDivergence(mu, logvar), reconstruction: toPixels(logits) };
+  const { u } = toNormal(couplings, mu), [xx, yy] = [P, Q].map((d) => Math.exp(logvar[d]));
+  const closed = couplings.length ? {} : { kl: klDivergence(mu, logvar), shape: { x: u[P], y: u[Q], xx, xy: 0, yy } };
+  return { title, pixels, mu, logvar, u, reconstruction: decode(u), ...closed };
 }
 const testImage = (i) => subject(`Test image ${i.toLocaleString("en")}, a ${labels[i]}`,
   new Float32Array(images.subarray(i * N_PIXELS, (i + 1) * N_PIXELS)).map((grey) => grey / 255),
