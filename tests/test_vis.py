@@ -10,25 +10,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import TINY, random_model, refusal, run_script, save_model
 from PIL import Image
 from torch import Tensor
 
 from data import SPLITS, binarize, load_mnist
-from estimators import exact_nll
+from estimators import exact_nll, posteriors
 from model import VAE
 from train import build, parse_flags, train_one_epoch
 from utils.cli import DATA_DIR, ROOT, UserError
 from utils.images import read_image, save_grid
 from vis import common
+from vis.curves import main as curves
 from vis.curves.main import read_metrics
-from vis.encoder_output.main import principal_components
-from vis.interpolation.main import linear, spherical
 from vis.posterior import main as posterior
 from vis.training import main as training
 
 N_TEST = 1000  # test images that a figure in this process sees
+NOTEBOOK = "module://matplotlib_inline.backend_inline"  # in the environment of a notebook's shell
 
 
 @pytest.fixture
@@ -59,20 +58,6 @@ def decoded(model: VAE, z: Tensor) -> Tensor:
     return torch.sigmoid(model.decode(z))
 
 
-@torch.no_grad()
-def encoded(model: VAE, index: int) -> Tensor:
-    """The posterior mean (1, L) of a test image."""
-    return model.encode(load_mnist(DATA_DIR, "test")[0][index, None] / 255)[0]
-
-
-@torch.no_grad()
-def moved(model: VAE, z: Tensor, changes: dict[int, float]) -> Tensor:
-    """z (1, L) after some coordinates of u, which the prior maps to z, have got other values."""
-    u = model.prior.to_normal(z)[0].clone()
-    u[:, list(changes)] = torch.tensor(list(changes.values()))
-    return model.prior.from_normal(u)
-
-
 def test_the_plane_of_two_dimensions_is_as_one_looks_at_a_plot(draw, tmp_path):
     model = random_model()
     path = save_model(tmp_path / "model.pth", model)
@@ -98,40 +83,22 @@ def test_the_quantiles_of_a_flow_go_through_it(draw, tmp_path):
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_planes_and_traversals_of_more_dimensions_go_through_a_test_image(draw, tmp_path, prior):
+def test_a_traversal_moves_one_dimension_of_a_test_image_in_each_row(draw, tmp_path, prior):
     model = random_model(latent_dim=5, prior=prior)
-    path = save_model(tmp_path / "model.pth", model)
-    drawn = draw("decoder_output", path, "--latent_min -1 --n_cells 2 --image_index 3")
-    z, matches = encoded(model, 3), 0
-    for right in range(5):
-        for up in range(5):
-            corner = decoded(model, moved(model, z, {right: 4.0, up: -1.0}))  # the lower right
-            matches += right != up and torch.allclose(drawn.images[3:], corner, atol=1e-5)
-    assert matches == 1  # of all planes, it is one through this image
-
-    rows = draw("traversal", path, "--n_steps 3 --image_index 3").images.view(5, 3, 1, 28, 28)
-    torch.testing.assert_close(rows[:, 1], decoded(model, z).expand(5, 1, 28, 28))
-    u = model.prior.to_normal(z)[0]
-    at_the_right = [decoded(model, moved(model, z, {d: u[0, d].item() + 2})) for d in range(5)]
-    found = [
-        [torch.allclose(row[2:], truth, atol=1e-5) for truth in at_the_right].index(True)
-        for row in rows
-    ]
+    drawn = draw("traversal", save_model(tmp_path / "model.pth", model), "--image_index 3")
+    original, *rows = drawn.images.view(6, 11, 1, 28, 28)
+    image = load_mnist(DATA_DIR, "test")[0][3] / 255
+    torch.testing.assert_close(original[5], image)
+    assert original.sum() == image.sum()  # the rest is black
+    with torch.no_grad():
+        z, _ = model.encode(image[None])
+        u, _ = model.prior.to_normal(z)
+        ends = decoded(model, model.prior.from_normal(u + 2 * torch.eye(5)))
+    found = []
+    for row in rows:
+        torch.testing.assert_close(row[5:6], decoded(model, z))
+        found.append([torch.allclose(row[10], end, atol=1e-5) for end in ends].index(True))
     assert sorted(found) == list(range(5))  # one row for each dimension
-
-
-@pytest.mark.parametrize("name", ["vae_mnist_40d", "vae_mnist_40d_flow"])
-def test_all_of_a_traversal_is_closer_to_a_digit_than_to_nothing(draw, name):
-    path = ROOT / "pretrained" / f"{name}.pth"
-    pixels = draw("traversal", path).images.flatten(1)
-    assert len(pixels) == 130
-    digits = load_mnist(DATA_DIR, "test")[0][:N_TEST].flatten(1) / 255
-
-    def distance(pixels: Tensor) -> Tensor:
-        return torch.cdist(pixels, digits).amin(dim=1) / pixels.norm(dim=1)
-
-    assert distance(pixels).max() < 0.95
-    assert distance(torch.full((1, 784), 0.3)).item() > 1  # grey is noticed
 
 
 @pytest.mark.parametrize("mode", ["none", "dynamic"])
@@ -141,8 +108,11 @@ def test_reconstructions_stand_below_their_images(draw, tmp_path, mode):
     save_grid(load_mnist(DATA_DIR, "test")[0][3:4], 1, tmp_path / "own.png")
     drawn = draw("reconstruct", path, f"--image {tmp_path / 'own.png'}")
     own = binarize(read_image(tmp_path / "own.png")[None], mode) / 255
-    torch.testing.assert_close(drawn.images[:, :, :28], own)
-    torch.testing.assert_close(drawn.images[:, :, 28:], decoded(model, model.encode(own)[0]))
+    given, seen, mean = drawn.images  # (1, 280, 280) each, pixel by pixel of (1, 28, 28)
+    torch.testing.assert_close(given[:, ::10, ::10], load_mnist(DATA_DIR, "test")[0][3] / 255)
+    torch.testing.assert_close(seen[None, :, 5::10, 5::10], own)
+    truth = decoded(model, model.encode(own)[0])
+    torch.testing.assert_close(mean[None, :, 5::10, 5::10], truth, atol=1 / 255, rtol=0)
 
     drawn = draw("reconstruct", path, "--n_images 12")
     assert (drawn.n_columns, len(drawn.images)) == (10, 20)
@@ -152,66 +122,54 @@ def test_reconstructions_stand_below_their_images(draw, tmp_path, mode):
 
 
 @pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_interpolations_begin_and_end_at_the_images_beside_them(draw, tmp_path, prior):
+def test_interpolations_lead_from_image_to_image_in_even_steps(draw, tmp_path, prior):
     model = random_model(latent_dim=5, prior=prior)
     path = save_model(tmp_path / "model.pth", model)
-    rows = draw("interpolation", path, "--n_pairs 3 --n_steps 4").images.view(3, 6, 1, 28, 28)
-    for image, neighbour in ((0, 1), (5, 4)):
-        mu, _ = model.encode(rows[:, image])
-        torch.testing.assert_close(rows[:, neighbour], decoded(model, mu))
+    rows = draw("interpolation", path).images.view(7, 12, 1, 28, 28)
+    with torch.no_grad():
+        start, end = (model.prior.to_normal(model.encode(rows[:, i])[0])[0] for i in (0, 11))
+        for k in range(10):
+            z = model.prior.from_normal(start + k / 9 * (end - start))
+            torch.testing.assert_close(rows[:, 1 + k], decoded(model, z), atol=1e-4, rtol=1e-4)
 
 
-def test_interpolations_turn_evenly_and_keep_their_length():
-    start, end = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
-    for path in (linear, spherical):
-        z = path(start, end, 5)
-        torch.testing.assert_close((z[:, 0], z[:, -1]), (start, end))
-    torch.testing.assert_close(linear(start, end, 3)[:, 1], (start + end) / 2)
-    middle = spherical(start, end, 3)[:, 1]
-    torch.testing.assert_close(middle.norm(dim=1), (start.norm(dim=1) + end.norm(dim=1)) / 2)
-    torch.testing.assert_close(*(F.cosine_similarity(middle, side) for side in (start, end)))
+def test_a_scatter_is_shuffled_and_names_each_digit_at_its_median():
+    generator = torch.Generator().manual_seed(0)
+    points, labels = torch.randn(5000, 2, generator=generator), torch.arange(5000) // 500
+    _, axes = common.plt.subplots()
+    common.scatter_digits(axes, points, labels, size=4, alpha=0.5)
+    (dots,) = axes.collections
+    place = {tuple(point): i for i, point in enumerate(points.tolist())}
+    order = torch.tensor([place[tuple(dot)] for dot in dots.get_offsets().tolist()])
+    assert order.sort().values.tolist() == list(range(5000))
+    assert (labels[order[:1000]].bincount() - 100).abs().max() < 50  # all digits from the start
+    colours = [common.plt.matplotlib.colors.to_hex(colour) for colour in dots.get_facecolors()]
+    assert colours == [common.DIGIT_COLOURS[label] for label in labels[order]]
+    for digit, text in enumerate(axes.texts):
+        median = np.sort(points[500 * digit :][:500].numpy(), axis=0)[249]
+        assert (text.get_text(), *text.get_position()) == (str(digit), *median)
+    assert {handle.get_alpha() for handle in axes.get_lines()} == {None}  # those of the legend
 
 
-def test_principal_components_are_those_of_a_singular_value_decomposition():
-    scales = torch.tensor([1.0, 5, 2, 3, 0.1])
-    values = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * scales
-    coordinates, shares = principal_components(values)
-    u, s, _ = np.linalg.svd((values - values.mean(dim=0)).numpy(), full_matrices=False)
-    expected = np.abs(u[:, :2] * s[:2])
-    np.testing.assert_allclose(np.abs(coordinates.numpy()), expected, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(shares.numpy(), s[:2] ** 2 / (s**2).sum(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("prior", ["normal", "flow"])
-def test_a_posterior_figure_has_the_exact_evidence(draw, monkeypatch, tmp_path, prior):
-    """It is that of exact_nll. A model of more dimensions is refused."""
-    drawn, draw_panel = [], posterior.draw
-    monkeypatch.setattr(posterior, "draw", lambda *args: [drawn.append(args), draw_panel(*args)])
-    model = random_model(prior=prior)
+def test_a_posterior_figure_says_what_the_encoder_misses(draw, monkeypatch, tmp_path):
+    drawn, model = [], random_model(prior="flow")
+    monkeypatch.setattr(posterior, "save_figure", lambda figure, *_: drawn.append(figure))
     draw("posterior", save_model(tmp_path / "2d.pth", model), "--image_index 5 2")
-    _, _, indices, found, kl = zip(*drawn, strict=True)
-    assert indices == (5, 2)
-    exact, _, _ = exact_nll(model, load_mnist(DATA_DIR, "test")[0][[5, 2]], 65)
-    log_evidence = torch.tensor([p.log_evidence for p in found]).double()
-    torch.testing.assert_close(log_evidence, -exact, atol=2e-3, rtol=0)
-    assert min(kl) > 0
+    images = load_mnist(DATA_DIR, "test")[0][[5, 2]]
+    nll, _, _ = exact_nll(model, images, 65)
+    gap = -nll - posterior.exact_elbo(model, images, posteriors(model, images))
+    titles = [axes.get_title() for axes in drawn[0].axes[::2]]
+    assert titles == [f"q misses {nats:.1f} nats" for nats in gap]
     with pytest.raises(common.NotApplicable, match="2 latent dimensions"):
         draw("posterior", save_model(tmp_path / "3d.pth", random_model(latent_dim=3)))
 
 
-def test_the_parts_of_a_posterior_figure(monkeypatch, tmp_path):
-    kl = torch.tensor([0.1, 9.0, 5.0, 0.2, 1.0, 6.0, 0.3, 0.4])
-    assert posterior.choose(kl) == [1, 4, 0, 5, 7, 3]  # largest, median, smallest; twice
+def test_the_rings_of_a_posterior_figure_are_1_and_2_standard_deviations_away():
     mu, logvar = torch.tensor([0.5, -1.0]), torch.tensor([-2.0, -4.0])
     for model in (random_model(), random_model(prior="flow")):
         for radius, ring in enumerate(posterior.rings(model, mu, logvar), start=1):
             eps = (model.prior.from_normal(ring) - mu) * torch.exp(-0.5 * logvar)
             torch.testing.assert_close(eps.norm(dim=1), torch.full((200,), float(radius)))
-    drawn = []
-    monkeypatch.setattr(posterior, "save_figure", lambda figure, *_: drawn.append(figure))
-    for kl in ([0.0, 1e-6, -1e-7], [1e-5, 0.5, 30.0]):  # a collapsed model, another
-        posterior.draw_summary(torch.tensor([True, False, True]), torch.tensor(kl), "", tmp_path)
-        assert sum(bar.get_height() for bar in drawn[-1].axes[0].patches) == len(kl)
 
 
 def test_a_film_shows_the_average_of_the_training_of_train_py():
@@ -231,13 +189,6 @@ def test_a_film_shows_the_average_of_the_training_of_train_py():
     inside = 3.5 - 3.5 / 13  # by half a cell
     corner = decoded(start, torch.tensor([[-inside, inside]]))
     torch.testing.assert_close(plane[:1], corner)
-
-
-def test_the_moments_of_a_film_are_evenly_spaced_in_their_logarithm():
-    steps = sorted(training.moments(882))
-    assert 45 <= len(steps) <= 60
-    assert all(step % 8 == 0 for step in steps[:-1])  # the average moves every 8th step
-    np.testing.assert_allclose(np.diff(np.log(steps[-31::10])), np.log(882 / 8) / 8, 0.1)
 
 
 def test_a_film_is_the_same_bytes_twice_and_holds_its_last_frame(monkeypatch, tmp_path):
@@ -260,16 +211,49 @@ def test_a_file_that_is_no_metrics_csv_is_refused(tmp_path, content):
         read_metrics(tmp_path / "metrics.csv")
 
 
+def test_the_curves_of_a_late_phase_follow_those_of_its_run(tiny_run, tmp_path):
+    for name in ("run.csv", "run_late.csv"):
+        (tmp_path / name).write_bytes((tiny_run / "metrics.csv").read_bytes())
+    run, late = read_metrics(tmp_path / "run.csv")
+    assert run["epoch"].tolist() == [1, 2]
+    assert late["epoch"].tolist() == [3, 4]
+    _, axes = common.plt.subplots()
+    curves.draw(axes, "kld_loss", [[run, late]])
+    assert axes.get_ylim()[1] > late["val_kld_loss"][-1] > axes.get_ylim()[0]
+    assert axes.texts[0].get_text().strip() == f"{late['val_kld_loss'][-1]:.2f}"
+
+
+def test_titles_and_folders_name_the_weights(tmp_path):
+    parser = common.make_parser("")
+    for file, mode, name in (
+        ("small.pth", "none", "small: grey MNIST"),
+        ("best.pth", "dynamic", "run_best: binarised MNIST"),
+    ):
+        path = save_model(tmp_path / "run" / file, random_model(), binarize=mode)
+        args = parser.parse_args(["--model_params", str(path), "--device=cpu"])
+        assert common.load_model(args)[2].startswith(f"{name}, mlp, 2-")
+        assert args.save_dir == Path("figures", name.split(":")[0])
+
+
+def test_only_one_file_imports_matplotlib_and_a_backend_that_is_missing_does_no_harm(tmp_path):
+    files = {path for name in ("vis", "papers") for path in ROOT.glob(f"{name}/**/*.py")}
+    imports = re.compile("^(import|from) matplotlib", re.MULTILINE)
+    assert [path.name for path in files if imports.search(path.read_text())] == ["common.py"]
+    script = "papers/auto_encoding_variational_bayes/figure_5.py"
+    done = run_script(script, "--help", cwd=tmp_path, MPLBACKEND=NOTEBOOK)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_figure_of_a_model_twice_with_the_same_bytes(tiny_run, tmp_path):
-    for folder in ("one", "two"):
-        where = tmp_path / folder
-        where.mkdir()
-        done = run_script("vis/all.py", "--model_params", tiny_run / "best.pth", cwd=where)
+    for folder, environment in (("one", {}), ("two", {"MPLBACKEND": NOTEBOOK})):
+        (where := tmp_path / folder).mkdir()
+        flags = ("--model_params", tiny_run / "best.pth")
+        done = run_script("vis/all.py", *flags, cwd=where, **environment)
         assert done.returncode == 0, done.stderr
-    files = sorted(path.name for path in (where / "figures").iterdir())
-    assert len(files) == len(done.stdout.split()) == 11
+    files = sorted(path.name for path in (where / "figures" / "run_best").iterdir())
+    assert len(files) == len(done.stdout.split()) == 10
     for name in files:
-        one, two = (tmp_path / folder / "figures" / name for folder in ("one", "two"))
+        one, two = (tmp_path / folder / "figures/run_best" / name for folder in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), name
 
 
@@ -278,8 +262,9 @@ def test_of_one_dimension_all_figures_but_those_of_a_plane_are_drawn(tmp_path):
     done = run_script("vis/all.py", "--model_params", path, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     left_out = [line.split()[0] for line in done.stdout.splitlines() if " left out: " in line]
-    assert left_out == ["decoder_output", "decoder_output", "posterior", "explorer"]
-    assert len(list((tmp_path / "figures").iterdir())) == len(done.stdout.splitlines()) - 4 == 6
+    planes = ["encoder_output", "decoder_output", "decoder_output", "posterior", "explorer"]
+    assert left_out == planes
+    assert len(list((tmp_path / "figures" / "model").iterdir())) == 4
 
 
 def test_bad_input_to_a_figure_is_one_sentence(tiny_run, tmp_path):

@@ -1,6 +1,6 @@
 """Draws the figures of a model into one folder.
 
-python3 vis/all.py --model_params pretrained/vae_mnist.pth --save_dir figures
+python3 vis/all.py --model_params pretrained/vae_mnist.pth
 """
 
 import sys
@@ -9,11 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from vis.common import NotApplicable, make_parser
+from vis.common import NotApplicable, make_parser, run_name
 
 FIGURES = (
-    "encoder_output --target mean",
-    "encoder_output --target std",
+    "encoder_output",
     "decoder_output",
     "decoder_output --quantile",
     "reconstruct",
@@ -27,10 +26,11 @@ FIGURES = (
 
 def main() -> None:
     args = make_parser("Draws the figures of a model; each prints its path.").parse_args()
+    folder = str(args.save_dir or Path("figures", run_name(args.model_params)))
     commands = [[*figure.split(), *sys.argv[1:]] for figure in FIGURES]
     csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
     for path in filter(Path.is_file, csv_files):  # of the run, beside its model
-        commands.append(["curves", "--metrics", str(path), "--save_dir", str(args.save_dir)])
+        commands.append(["curves", "--metrics", str(path), "--save_dir", folder])
     for command in commands:
         sys.argv = command
         try:

@@ -1,13 +1,14 @@
 """What the figures share: flags, a model and its test images, colours, grids of digits, files."""
 
 import io
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "Agg"  # draws without a screen, also where a notebook has set its own
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from checkpoint import load_checkpoint
@@ -16,7 +17,7 @@ from estimators import kl_of_dimensions, posteriors
 from model import VAE
 from utils import cli
 from utils.cli import UserError
-from utils.device import pick_device, pick_precision
+from utils.device import pick_device, pick_precision, rng
 from utils.files import write_file
 from utils.images import tile
 
@@ -24,7 +25,6 @@ from utils.images import tile
 # white and on black: Paul Tol's bright scheme, which ends at seven, and three more.
 BRIGHT = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999")
 DIGIT_COLOURS = (*BRIGHT, "#ee7733", "#009988", "#8c564b")
-plt.switch_backend("Agg")  # draws without a screen
 plt.rcParams.update({"savefig.dpi": 150, "font.size": 11, "axes.titlesize": 12})
 
 
@@ -32,12 +32,18 @@ class NotApplicable(UserError):
     """This kind of model has no such figure."""
 
 
+def run_name(path: Path) -> str:
+    """vae_mnist of a file vae_mnist.pth; with the run's folder, MNIST_mlp_2d_best of a best.pth."""
+    is_named = path.stem not in ("best", "last", "metrics")
+    return path.stem if is_named else f"{path.resolve().parent.name}_{path.stem}"
+
+
 def make_parser(description: str) -> ArgumentParser:
     """A parser with --model_params, --save_dir, --seed and the common flags."""
     parser = cli.parser(description)
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    add("--save_dir", type=Path, default=Path("figures"), help="folder of the figures")
+    add("--save_dir", type=Path, help="folder of the figures (default: figures/<weights>)")
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=1000)
     parser.set_defaults(precision="fp32")
@@ -45,21 +51,29 @@ def make_parser(description: str) -> ArgumentParser:
 
 
 def load_model(args: Namespace) -> tuple[VAE, dict, str]:
-    """The model of --model_params, its checkpoint, and its name for titles. Raises UserError."""
+    """The model of --model_params, its checkpoint, and its name for titles. Raises UserError.
+
+    Without --save_dir the figures go to figures/<the weights' name>.
+    """
+    args.save_dir = args.save_dir or Path("figures", run_name(args.model_params))
     model, checkpoint = load_checkpoint(args.model_params, pick_device(args.device))
-    config = model.config
-    name = f"{checkpoint['args']['dataset']}, {config.arch}, {config.latent_dim}-dimensional z"
+    config, trained = model.config, checkpoint["args"]
+    pixels = "grey" if trained["binarize"] == "none" else "binarised"
+    name = f"{run_name(args.model_params)}: {pixels} {trained['dataset']}, {config.arch}, "
+    name += f"{config.latent_dim}-dimensional z"
     return model, checkpoint, name + ", flow prior" * (config.prior == "flow")
 
 
 class EncodedTestSet:
     """The model of --model_params, on the CPU, and its posteriors of the N test images.
 
-    Raises UserError.
+    Raises UserError, and NotApplicable for a model without the plane that a figure needs.
     """
 
-    def __init__(self, args: Namespace):
+    def __init__(self, args: Namespace, needs_plane: bool = False):
         model, checkpoint, self.name = load_model(args)
+        if needs_plane and model.config.latent_dim != 2:
+            raise NotApplicable("it needs a model of 2 latent dimensions; use vis/traversal.")
         images, self.labels = load_mnist(args.data_dir, "test", checkpoint["args"]["dataset"])
         self.binarize = checkpoint["args"]["binarize"]
         self.images = binarize(images, self.binarize)  # (N, 1, 28, 28) uint8, as in training
@@ -94,20 +108,31 @@ def plane_grid(coordinates: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(coordinates, coordinates.flip(0), indexing="xy"), dim=-1)
 
 
-def scatter_digits(axes: Axes, points: Tensor, labels: Tensor, size: float, alpha: float) -> None:
-    """Dots at `points` (N, 2) in the colours of their digits, `labels` (N,)."""
+def scatter_digits(
+    axes: plt.Axes, points: Tensor, labels: Tensor, size: float, alpha: float
+) -> None:
+    """Dots at `points` (N, 2) in the colours of their digits, `labels` (N,), in shuffled order.
+
+    Each digit is written at its median. A circle marks 2 standard deviations of N(0, I).
+    """
+    order = torch.randperm(len(labels), generator=rng(0))
+    colours = [DIGIT_COLOURS[label] for label in labels[order]]
+    axes.scatter(*points[order].T, s=size, c=colours, alpha=alpha, linewidths=0)
+    outline = [withStroke(linewidth=3, foreground="white")]
     for digit, colour in enumerate(DIGIT_COLOURS):
-        x, y = points[labels == digit].T
-        axes.scatter(x, y, s=size, color=colour, alpha=alpha, linewidths=0, label=str(digit))
+        median = points[labels == digit].median(dim=0).values
+        axes.text(*median, digit, weight="bold", ha="center", va="center", path_effects=outline)
+        axes.plot([], [], "o", color=colour, label=digit)  # for a legend, at full opacity
+    axes.add_patch(plt.Circle((0, 0), 2, fill=False, linestyle="--"))
 
 
-def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> Axes:
+def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> plt.Axes:
     """A figure of images (N, 1, H, W) in [0, 1], row by row from the top left, white on black.
 
     `extent`: the coordinates of the left, right, lower and upper edge; without it, cell by cell.
     """
     picture = tile(images, n_columns).numpy()
-    width = min(0.75 * n_columns, 8)  # inches
+    width = min(0.6 * n_columns, 6)  # inches
     figure = plt.figure(figsize=(width, width * picture.shape[0] / picture.shape[1]))
     axes = figure.add_axes((0, 0, 1, 1), title=title)
     cells = (0, n_columns, len(images) / n_columns, 0)
@@ -117,7 +142,7 @@ def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None =
     return axes
 
 
-def save_figure(figure: Figure, save_dir: Path, name: str) -> None:
+def save_figure(figure: plt.Figure, save_dir: Path, name: str) -> None:
     """Writes `name`.png, with identical bytes at every run, and prints its path."""
     content = io.BytesIO()
     figure.savefig(content, bbox_inches="tight", metadata={"Software": None})

@@ -1,6 +1,8 @@
-"""The course of training: -ELBO, recon_loss and kld_loss of one or more runs.
+"""The course of training: -ELBO and kld_loss of one or more runs.
 
 python3 vis/curves/main.py --metrics pretrained/vae_mnist.csv
+
+A late phase, whose metrics lie beside those of its run in <name>_late.csv, is drawn on.
 """
 
 import sys
@@ -11,44 +13,58 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
 from utils.cli import UserError
-from vis.common import plt, save_figure
+from vis.common import plt, run_name, save_figure
 
-PANELS = {  # column without its prefix -> label of its axis
-    "neg_elbo": "-ELBO (nats per image)",
-    "recon_loss": "recon_loss (mean over pixels)",
-    "kld_loss": "kld_loss (nats per image)",
-}
+PANELS = {"neg_elbo": "-ELBO", "kld_loss": "kld_loss"}  # column without its prefix -> label
+NOTE = "solid: validation; dotted: training (with --deform on deformed images);\nthick: late phase"
 
 
-def read_metrics(path: Path) -> np.ndarray:
-    """The columns of a metrics.csv, by name. Raises UserError."""
+def read_metrics(path: Path) -> list[np.ndarray]:
+    """The columns of a metrics.csv, by name, and those of its late phase. Raises UserError."""
     try:
         run = np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True))
         run[["epoch", *(f"{split}_{name}" for split in ("train", "val") for name in PANELS)]]
-        return run
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a metrics.csv that train.py wrote ({error}).") from error
+    phases, late = [run], path.with_stem(f"{path.stem}_late")
+    if late.is_file():
+        phases += read_metrics(late)
+        phases[1]["epoch"] += run["epoch"][-1]
+    return phases
+
+
+def draw(panel: plt.Axes, column: str, runs: list[list[np.ndarray]]) -> None:
+    """One colour a run, thick in its late phase, and its last validation value.
+
+    The axis leaves out each run's first tenth, which is so steep that it would flatten the rest.
+    """
+    settled = []
+    for i, phases in enumerate(runs):
+        for phase, width in zip(phases, (1.2, 2.5), strict=False):
+            for split, style in (("train", ":"), ("val", "-")):
+                epochs, values = phase["epoch"], phase[f"{split}_{column}"]
+                panel.plot(epochs, values, f"C{i}{style}", linewidth=width)
+                settled += values[epochs > phases[0]["epoch"][-1] / 10].tolist()
+        panel.text(epochs[-1], values[-1], f" {values[-1]:.2f}", color=f"C{i}", va="center")
+    margin = 0.05 * (max(settled) - min(settled))
+    panel.set(xlabel="epoch", ylim=(min(settled) - margin, max(settled) + margin))
+    panel.set_xlim(0, 1.3 * panel.dataLim.x1)  # leaves space for the last values
 
 
 def main() -> None:
     parser = cli.parser("Plots the metrics of one or more runs.")
     add = parser.add_argument
     add("--metrics", type=Path, nargs="+", required=True, help="metrics.csv of each run")
-    add("--save_dir", type=Path, default=Path("figures"), help="folder of the figure")
+    add("--save_dir", type=Path, help="folder of the figure (default: figures/<first run's name>)")
     args = parser.parse_args()
-    runs = [read_metrics(path) for path in args.metrics]
-
-    figure, panels = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    names, runs = map(run_name, args.metrics), list(map(read_metrics, args.metrics))
+    figure, panels = plt.subplots(1, 2, figsize=(6.5, 3.8), layout="constrained")
     for panel, (column, label) in zip(panels, PANELS.items(), strict=True):
-        for i, (path, run) in enumerate(zip(args.metrics, runs, strict=True)):
-            name = path.parent.name if path.name == "metrics.csv" else path.stem
-            for split, style in (("train", ":"), ("val", "-")):
-                look = {"color": f"C{i}", "linestyle": style, "label": f"{name}, {split}"}
-                panel.plot(run["epoch"], run[f"{split}_{column}"], **look)
-        panel.set(xlabel="epoch", ylabel=label)
-    lines = panels[0].get_lines()  # all panels have the same legend
-    figure.legend(handles=lines, loc="outside upper center", ncols=2, frameon=False)
-    save_figure(figure, args.save_dir, "curves")
+        draw(panel, column, runs)
+        panel.set_ylabel(f"{label} (nats per image)")
+    lines = [plt.Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(names)]
+    figure.legend(handles=lines, title=NOTE, loc="outside upper center", frameon=False)
+    save_figure(figure, args.save_dir or Path("figures", run_name(args.metrics[0])), "curves")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from estimators import GRID_LIMIT, Gaussians, log_joint
-from loss import bernoulli_nll, gaussian_log_prob
+from estimators import GRID_LIMIT, Gaussians, elbo_terms, log_joint
 from model import VAE
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
@@ -86,12 +85,10 @@ def adaptive_posteriors(log_joint_at: LogJoint, n_images: int, min_cells: int) -
         is_done = image[inside].bincount(minlength=n_images) >= min_cells
         is_done &= (log_evidence - before).abs() < TOLERANCE
         is_done = (is_done | torch.tensor(n == FINEST)) & (counts > 0)
-        parts = (part.split(counts.tolist()) for part in (cells, values, inside))
-        for i, (cell, value, mask) in enumerate(zip(*parts, strict=True)):
-            if is_done[i]:
-                log_p, cell = log_evidence[i].item(), cell[mask]
-                density = value[mask].double() - log_p
-                found[i] = Posterior(cell, centres(cell, n), density, step, log_p)
+        for i in is_done.nonzero().flatten().tolist():
+            mine, log_p = inside & (image == i), log_evidence[i].item()
+            density = values[mine].double() - log_p
+            found[i] = Posterior(cells[mine], centres(cells[mine], n), density, step, log_p)
         kept = (depth < kept_depth(n)) & ~is_done[image]
         if not kept.any():
             return found
@@ -132,19 +129,15 @@ def modes(posterior: Posterior) -> tuple[Tensor, Tensor]:
     return posterior.u[tops], torch.stack([mass[piece].sum() for piece in pieces])
 
 
-@torch.no_grad()
 def exact_elbo(model: VAE, images: Tensor, q: Gaussians, n_nodes: int = 12) -> Tensor:
-    """E_q[log p(x, z) - log q(z|x)] by the Gauss-Hermite rule in two dimensions: (N,).
+    """The ELBO by the Gauss-Hermite rule with `n_nodes` along each axis of z: (N,).
 
-    `n_nodes` along each axis. log p(x) less this is KL(q(z|x) || p(z|x)), without any noise.
+    log p(x) less this is KL(q(z|x) || p(z|x)), without any noise.
     """
     nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(n_nodes))
-    eps = torch.cartesian_prod(nodes, nodes).float()[:, None]  # (S, 1, 2)
-    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # (S,), of sum 1
-    elbos = []
-    for x, mu, logvar in zip(*(part.split(16) for part in (images / 255, *q)), strict=True):
-        z = model.reparameterize(mu, logvar, eps)  # (S, B, 2)
-        log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar)
-        log_w -= bernoulli_nll(model.decode(z), x)  # (S, B)
-        elbos.append(weights @ log_w.double())
-    return torch.cat(elbos)
+    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # of sum 1
+    neg_elbo = torch.zeros(len(images), dtype=torch.float64)
+    for eps, weight in zip(torch.cartesian_prod(nodes, nodes).float(), weights, strict=True):
+        terms = elbo_terms(model, images, q, eps.expand(len(images), 2))
+        neg_elbo += weight * (terms.recon + terms.kl)
+    return -neg_elbo

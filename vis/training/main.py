@@ -2,8 +2,8 @@
 
 python3 vis/training/main.py
 
-Left, the posterior means of the first 2,000 test images; right, the plane, decoded. The -ELBO is
-that of the first 1,000 validation images. The flags are those of train.py.
+Left, the posterior means of the first 2,000 test images; right, the plane, decoded; with a flow
+both before it. The -ELBO is that of the first 1,000 validation images. Flags: those of train.py.
 """
 
 import io
@@ -34,16 +34,11 @@ FRAME_MS, LAST_FRAME_MS = 100, 2000
 N_COLOURS = 32  # of the film, for a file below 3 MB
 
 
-def moments(n_steps: int) -> set[int]:
-    """Multiples of AVERAGE_EVERY, evenly spaced in their logarithm, and both ends."""
-    n = n_steps / AVERAGE_EVERY
-    powers = (AVERAGE_EVERY * round(n ** (i / N_MOMENTS)) for i in range(N_MOMENTS))
-    return {0, n_steps, *powers}
-
-
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
     """Trains on `images`; yields the steps so far and the average of the weights."""
-    watched, step = moments(args.n_epochs * math.ceil(len(images) / args.batch_size)), 0
+    n_steps, step = args.n_epochs * math.ceil(len(images) / args.batch_size), 0
+    powers = ((n_steps / AVERAGE_EVERY) ** (i / N_MOMENTS) for i in range(N_MOMENTS))
+    watched = {n_steps, *(AVERAGE_EVERY * round(power) for power in powers)}
     yield step, run.average
     for epoch in tqdm(range(1, args.n_epochs + 1), "training", leave=False, disable=None):
         for _ in train_one_epoch(run.model, run.average, run.optimizer, images, args, epoch):
@@ -63,13 +58,15 @@ def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: tuple[str, str]) -> Image.Image:
     """A frame of the film; its axes stay where they are."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6))
-    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.06, top=0.86, wspace=0.08)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6), sharey=True)
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.86, wspace=0.04)
     scatter_digits(left, u, labels, size=6, alpha=1)
-    left.legend(ncols=10, loc=(0, 1.07), frameon=False, markerscale=2, handletextpad=-0.4)
+    left.legend(ncols=10, loc=(0, 1.07), frameon=False, handletextpad=-0.4)
     right.imshow(tile(plane, N_CELLS), "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
     for axes, title in zip((left, right), titles, strict=True):
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=title)
+        axes.set_xlabel("$z_1$")
+    left.set_ylabel("$z_2$")
     content = io.BytesIO()
     figure.savefig(content, dpi=100)
     plt.close(figure)
