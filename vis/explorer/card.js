@@ -48,7 +48,7 @@ function showTerms() {
     const text = isDrawn ? `~${number(value ?? NaN, stderr < 0.05 ? 1 : 0)}` : number(value ?? NaN, 1);
     $(id).textContent = text.includes("NaN") ? "…" : `${text} nats`;
   }
-  $("bar").style.setProperty("--share", `${(100 * nll) / negElbo || 100}%`);
+  $("bar").style.setProperty("--share", (100 * nll) / negElbo || 100);
   for (const id of ["nll", "gap"]) $(id).classList.toggle("rough", !state.posterior?.done);
 }
 
@@ -98,7 +98,7 @@ function truthBeside({ x, y, xx, xy, yy }) {
   return cells.find((cell) => cell[4] >= levels[1].least && squared(cell) > 9 * (xx * yy - xy * xy)) ?? cells[0];
 }
 
-// Moves the map so that 99 % of the posterior and two standard deviations of q(u|x) fill half of it.
+// Moves the map so that 99 % of the posterior and two standard deviations of q(u|x) fill two thirds of it.
 function framePosterior() {
   frameIt = false;
   const { cells, levels } = state.posterior, { u, shape } = state.subject;
@@ -106,16 +106,16 @@ function framePosterior() {
   const edges = [0, 1].map((d) => [-1, 1].map((side) => side * Math.max(
     side * u[d] + 2 * std[d], ...inside.map((cell) => side * cell[d] + cell[2 + d] / 2))));
   const [x, y] = edges.map(([low, high]) => (low + high) / 2), [wide, high] = edges.map(([low, high]) => high - low);
-  glideTo({ x, y, zoom: content.reach / Math.min(width, height) * Math.min(width / wide, height / high) });
+  glideTo({ x, y, zoom: 1.33 * content.reach / Math.min(width, height) * Math.min(width / wide, height / high) });
 }
 
 // ------------------------------------------------------------------------------------- the modes and the address
 
 const LEADS = {
-  points: "Each dot is a test image, where the encoder puts it. Move over the map, and the decoder draws what belongs there.",
+  points: "Each dot is a test image where the encoder puts it; move over the map, and the decoder draws a digit for every place.",
   manifold: "What the decoder draws at each point of the map.",
   density: "Where the encoder puts the test images: the darker, the more of them.",
-  posterior: "Shaded: where the pinned image could really come from. Ellipses: where the encoder guesses that it does.",
+  posterior: "Shading shows where the pinned image could really come from, ellipses where the encoder guesses it does.",
 };
 if (L > 2) LEADS.manifold = `What the decoder draws at each point of the map, a slice through the other ${L - 2} dimensions.`;
 let viewBefore = { ...wholeMap }; // the view from which Posterior was entered

@@ -33,7 +33,7 @@ PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.j
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
 N_DRAWS = 8  # of z for the standard deviations of q(u|x), where the prior is a flow
-N_CHOSEN_FROM, STEP = 50, 0.05  # images of which presets are chosen, their posteriors' cells
+N_CHOSEN_FROM, STEP = 100, 0.05  # images of which presets are chosen, their posteriors' cells
 
 
 class Payload(bytearray):
@@ -119,10 +119,11 @@ def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
     kl = log_p - exact_elbo(test_set.model, images, q)  # (n,): KL(q(z|x) || p(z|x))
     found = (Posterior(cells, STEP * cells, row, STEP, 0.0) for row in log_joints - log_p[:, None])
     second = [sorted((0.0, *modes(posterior)[1].tolist()))[-2] for posterior in found]  # shares
-    best, *_, other, worst = kl.argsort().tolist()
-    # Of those with a quarter of the mass in a second mode, one whose encoder is close to a mode.
-    twofold = min(range(n), key=lambda i: (-min(second[i], 0.25), kl[i]))
-    return [twofold, other if worst == twofold else worst, best]
+    n_cells = (log_joints > log_joints.amax(dim=1, keepdim=True) - 4.5).sum(dim=1)
+    sure = kl.where(n_cells >= 10, math.inf)  # of fewer cells, log p(x) comes out too low
+    # Of those with a quarter of the mass in a second mode, the one whose encoder is closest.
+    twofold = min(range(n), key=lambda i: (-min(second[i], 0.25), sure[i]))
+    return [twofold, kl.argmax().item(), sure.argmin().item()]
 
 
 def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> bytes:

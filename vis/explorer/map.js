@@ -285,7 +285,7 @@ function arrow(text, [px, py], [dx, dy], gap = 14) {
     overlay.lineTo(...at(gap + 9, -5));
   });
   const font = "600 15px system-ui, sans-serif", [x, y] = at(end + 12), wide = Object.assign(overlay, { font }).measureText(text).width / 2 + 8;
-  write(overlay, text, clamp(x, wide, width - wide), clamp(y + 5, 20, height - 30), "center", colours.ink, font);
+  write(overlay, text, clamp(x, wide, width - wide - 56), clamp(y + 5, 20, height - 30), "center", colours.ink, font);
 }
 
 // ---------------------------------------------------------------------------------------------- backgrounds
