@@ -93,9 +93,13 @@ function showPosterior(answer) {
 }
 
 // Returns the densest cell that holds a part of the truth beyond 3 standard deviations of the guess; if there is none, of all.
+// Also, whether a tenth of the truth or more lies within them.
 function truthBeside({ x, y, xx, xy, yy }) {
-  const { cells, levels } = state.posterior, squared = ([a, b]) => yy * (a - x) ** 2 - 2 * xy * (a - x) * (b - y) + xx * (b - y) ** 2;
-  return cells.find((cell) => cell[4] >= levels[1].least && squared(cell) > 9 * (xx * yy - xy * xy)) ?? cells[0];
+  const { cells, levels } = state.posterior, limit = 9 * (xx * yy - xy * xy);
+  const isInside = ([a, b]) => yy * (a - x) ** 2 - 2 * xy * (a - x) * (b - y) + xx * (b - y) ** 2 <= limit;
+  const beside = cells.find((cell) => cell[4] >= levels[1].least && !isInside(cell));
+  const share = cells.filter(isInside).reduce((sum, [, , w, h, logDensity]) => sum + w * h * Math.exp(logDensity), 0);
+  return [beside ?? cells[0], beside && share > 0.1];
 }
 
 // Moves the map so that 99 % of the posterior and two standard deviations of q(u|x) fill two thirds of it.
@@ -115,7 +119,7 @@ const LEADS = {
   points: "Each dot is a test image where the encoder puts it; move over the map, and the decoder draws a digit for every place.",
   manifold: "What the decoder draws at each point of the map.",
   density: "Where the encoder puts the test images: the darker, the more of them.",
-  posterior: "Shading shows where the pinned image could really come from, ellipses where the encoder guesses it does.",
+  posterior: "Shading shows where the pinned image could really come from, ellipses the encoder’s guess.",
 };
 if (L > 2) LEADS.manifold = `What the decoder draws at each point of the map, a slice through the other ${L - 2} dimensions.`;
 let viewBefore = { ...wholeMap }; // the view from which Posterior was entered

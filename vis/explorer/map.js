@@ -267,9 +267,9 @@ function paintSubject({ u, shape }) {
   disc(overlay, px, py, 4, state.index === N ? colours.ink : `rgb(${colours.digits[labels[state.index]]})`, colours.sheet);
   if (state.pinned >= 0) halo(() => overlay.arc(px, py, 9, 0, 2 * Math.PI));
   if (state.mode === "posterior" && state.posterior?.done && shape) {
-    const truth = truthBeside(shape), [tx, ty] = [toX(truth[0]), toY(truth[1])], apart = Math.hypot(tx - px, ty - py);
+    const [[x, y], isElsewhere] = truthBeside(shape), [tx, ty] = [toX(x), toY(y)], apart = Math.hypot(tx - px, ty - py);
     const [dx, dy] = apart > 30 ? [(tx - px) / apart, (ty - py) / apart] : [0, -1], below = dx < 0 ? -1 : 1;
-    arrow("the truth", [tx, ty], [dx, dy]); // from the outer side
+    arrow(isElsewhere ? "the truth is here too" : "the truth", [tx, ty], [dx, dy]); // from the outer side
     arrow("the encoder’s guess", [toX(shape.x), toY(shape.y)], [-below * dy, below * dx], 12 + 2 * scale() * Math.sqrt(Math.max(shape.xx, shape.yy)));
   }
 }
