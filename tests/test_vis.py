@@ -262,7 +262,7 @@ def test_of_one_dimension_all_figures_but_those_of_a_plane_are_drawn(tmp_path):
     done = run_script("vis/all.py", "--model_params", path, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     left_out = [line.split()[0] for line in done.stdout.splitlines() if " left out: " in line]
-    planes = ["encoder_output", "decoder_output", "decoder_output", "posterior", "explorer"]
+    planes = ["decoder_output", "encoder_output", "explorer", "posterior", "decoder_output"]
     assert left_out == planes
     assert len(list((tmp_path / "figures" / "model").iterdir())) == 4
 

@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps  # comes with torchvision and matplotlib
+from PIL.ImageFilter import MaxFilter
 from torch import Tensor
 
 from utils.cli import UserError
 from utils.files import write_file
+from utils.strokes import filtered, find_digit, find_ink, threshold
+
+SIDE = 320  # pixels: a larger picture is reduced to it, which also averages a sensor's noise
 
 
 def tile(images: Tensor, n_columns: int) -> Tensor:
@@ -29,36 +33,48 @@ def save_grid(images: Tensor, n_columns: int, path: str | Path) -> None:
     write_file(Path(path), content.getvalue())
 
 
+def read_grey(path: str | Path) -> np.ndarray:
+    """A picture's brightness (H, W), in [0, 255], reduced to SIDE. Raises UserError."""
+    try:
+        picture = Image.open(path)
+        picture.draft(None, (SIDE, SIDE))  # decodes a JPEG at a fraction of its size
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode[0] in "IF":  # 16 or 32 bits, of any range
+            values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
+            values -= values.min()
+            picture = Image.fromarray(values * (255 / max(values.max(), 1e-9)))
+        else:
+            if picture.has_transparency_data:  # strokes on nothing may be black or white
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
+            picture = picture.convert("L")
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+        return np.asarray(picture, dtype=np.float32)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = f"{path} is not a readable picture ({error}); give a PNG or JPEG."
+        raise UserError(reason) from error
+
+
 def read_image(path: str | Path) -> Tensor:
     """A picture of one digit, of any size and polarity, as MNIST is made: (1, 28, 28) uint8.
 
     Light on dark, the strokes' bounding box scaled into 20x20, the centre of mass at the centre.
     Raises UserError.
     """
-    try:
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-        paper = Image.new("RGBA", picture.size, "white")  # behind what is transparent
-        grey = Image.alpha_composite(paper, picture).convert("L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{path} is not a readable picture ({error}); give a PNG or JPEG."
-        ) from error
-    grey = np.asarray(grey, dtype=np.float32)
-    background = np.median(np.concatenate((grey[0], grey[-1], grey[:, 0], grey[:, -1])))
-    if background > 127:  # dark on light
-        grey, background = 255 - grey, 255 - background
-    grey = (grey - background).clip(0)
-    rows, columns = np.nonzero(grey > 0.1 * grey.max())
-    if not len(rows):
+    ink = find_ink(read_grey(path))
+    if ink.max() < 0.05:
         raise UserError(f"{path} shows nothing but its background; give a picture of a digit.")
-    digit = Image.fromarray(grey[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
-    scale = 20 / max(digit.size)
-    smooth = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    digit = np.asarray(digit.resize([max(1, round(side * scale)) for side in digit.size], smooth))
-    corner = []  # puts the centre of mass at pixel (14, 14)
-    for axis, side in zip(np.indices(digit.shape), digit.shape, strict=True):
-        corner.append(int(np.clip(round(14 - np.average(axis, weights=digit)), 0, 28 - side)))
-    image = np.zeros((1, 28, 28), dtype=np.uint8)
-    (top, left), (height, width) = corner, digit.shape
-    image[0, top : top + height, left : left + width] = np.round(digit * (255 / digit.max()))
-    return torch.from_numpy(image)
+    digit, _ = find_digit(ink)
+    if not digit.any():
+        raise UserError(f"{path} shows nothing but specks; give a picture of a digit.")
+    soft = filtered(digit, MaxFilter(max(ink.shape) // 100 * 2 + 3))  # with the strokes' edges
+    soft &= digit | (ink <= threshold(ink))
+    ink = (ink / np.percentile(ink[digit], 90)).clip(0, 1) * soft
+    extent = max(np.ptp(np.nonzero(ink > 0.2), axis=1)) + 1
+    ink = np.pad(ink, extent)
+    scale = extent / 20
+    centre = (np.average(axis, weights=ink) + 0.5 for axis in np.indices(ink.shape))
+    top, left = (middle - 14.5 * scale for middle in centre)
+    box = (left, top, left + 28 * scale, top + 28 * scale)
+    image = np.asarray(Image.fromarray(ink).resize((28, 28), Image.Resampling.HAMMING, box))
+    return torch.from_numpy(np.round(image * (255 / image.max())).astype(np.uint8))[None]

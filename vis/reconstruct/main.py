@@ -1,4 +1,7 @@
-"""Images, each above its reconstruction from the posterior mean: test images, or your own pictures.
+"""Reconstructions from the posterior mean, of test images or of your own pictures.
+
+Each test image stands above its reconstruction. A picture of your own stands at the left, what
+the model sees of it in the middle, the reconstruction at the right.
 
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --n_images 30
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image my_seven.png
@@ -7,7 +10,9 @@ python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image 
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import binarize
@@ -15,35 +20,58 @@ from estimators import posteriors
 from utils import cli
 from utils.cli import number
 from utils.device import rng
-from utils.images import read_image
-from vis.common import EncodedTestSet, draw_grid, make_parser, save_figure
+from utils.images import read_grey, read_image
+from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
+
+
+def enlarged(image: np.ndarray) -> torch.Tensor:
+    """A picture (H, W) in [0, 255], with pixels that one can count: (1, 280, 280) in [0, 1]."""
+    picture = Image.fromarray(image).convert("L")
+    square = ImageOps.pad(picture, (280, 280), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(square))[None] / 255
+
+
+def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
+    """A row for each picture, which the model sees as its image (N, 1, 28, 28) uint8."""
+    decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
+    rows = []
+    for path, seen, mean in zip(paths, images, decoded, strict=True):
+        rows += [enlarged(part) for part in (read_grey(path), seen[0].numpy(), mean[0].numpy())]
+    title = f"Your picture, what the model sees, its reconstruction\n{test_set.name}"
+    figure = draw_grid(torch.stack(rows), 3, title).figure
+    figure.set_size_inches(6, 2 * len(paths))
+    return figure
+
+
+def draw_test_images(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
+    """Rows of images (N, 1, 28, 28) uint8, each above its reconstruction."""
+    decoded = test_set.decode(posteriors(test_set.model, images).mu)
+    n_columns = min(10, len(images))
+    pairs = torch.cat((images / 255, decoded), dim=2)  # (N, 1, 56, 28)
+    black = torch.zeros(-len(images) % n_columns, 1, 56, 28)  # fills the last row
+    title = f"Test images, above their reconstructions\n{test_set.name}"
+    axes = draw_grid(torch.cat((pairs, black)), n_columns, title)
+    for n_above in range(n_columns, len(images), n_columns):
+        axes.axhline(n_above / n_columns, color="white", linewidth=2)
+    return axes.figure
 
 
 def main() -> None:
-    parser = make_parser("Draws images above their reconstructions.")
+    parser = make_parser("Draws images beside their reconstructions.")
     add = parser.add_argument
     add("--n_images", type=number(1, 1000), default=30, help="test images, drawn at random")
     add("--image", type=Path, nargs="+", help="reconstruct these pictures of a digit instead")
     args = parser.parse_args()
     if args.image:
         images = torch.stack([read_image(path) for path in args.image])  # before the slower work
-        name, title = "reconstruct_own", "Your own pictures"
-    test_set = EncodedTestSet(args)
-    if args.image:
-        images = binarize(images, test_set.binarize)
+        test_set = EncodedTestSet(args)
+        figure = draw_own(args.image, binarize(images, test_set.binarize), test_set)
+        save_figure(figure, args.save_dir, "reconstruct_own")
     else:
+        test_set = EncodedTestSet(args)
         chosen = torch.randperm(len(test_set.images), generator=rng(args.seed))[: args.n_images]
-        images, name, title = test_set.images[chosen], "reconstruct", "Test images"
-
-    decoded = test_set.decode(posteriors(test_set.model, images).mu)
-    n_columns = min(10, len(images))
-    pairs = torch.cat((images / 255, decoded), dim=2)  # (N, 1, 56, 28)
-    black = torch.zeros(-len(images) % n_columns, 1, 56, 28)  # fills the last row
-    title += f", above their reconstructions\n{test_set.name}"
-    axes = draw_grid(torch.cat((pairs, black)), n_columns, title)
-    for n_above in range(n_columns, len(images), n_columns):
-        axes.axhline(n_above / n_columns, color="white", linewidth=2)
-    save_figure(axes.figure, args.save_dir, name)
+        figure = draw_test_images(test_set.images[chosen], test_set)
+        save_figure(figure, args.save_dir, "reconstruct")
 
 
 if __name__ == "__main__":
