@@ -1,6 +1,7 @@
 """What a user mistypes is one line that names the flag, and a checkpoint settles its flags."""
 
 import importlib
+import io
 import re
 import sys
 from argparse import ArgumentParser
@@ -10,7 +11,8 @@ import pytest
 from conftest import ROOT, words
 
 from train import make_parser, parse_flags
-from utils.cli import UserError
+from utils import cli
+from utils.cli import UserError, number
 
 FIGURES = sorted(f"vis.{path.parent.name}.main" for path in ROOT.glob("vis/*/main.py"))
 
@@ -47,6 +49,33 @@ def test_a_number_outside_its_range_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_flags(["--n_epochs", "0"])
     assert "must be a whole number of at least 1, not '0'" in capsys.readouterr().err
+
+
+def test_paths_expand_the_home_folder_and_negative_numbers_may_have_exponents(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    parser = cli.parser("")
+    parser.add_argument("--latent_min", type=number(-10.0))
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--image", type=Path, nargs="+")
+    for given, value in (("~/run", "/home/ada/run"), ("a/~b", "a/~b"), ("~no one/x", "~no one/x")):
+        assert parser.parse_args([f"--image={given}"]).image == [Path(value)]
+    for text in ("-3e0", "-3", "-.5", "-2.5e-1", "-3E+0"):
+        assert parser.parse_args(["--latent_min", text]).latent_min == float(text)
+
+
+def test_letters_that_the_terminal_cannot_print_end_no_script(monkeypatch):
+    def main() -> None:
+        print("λ/best.pth")
+        raise UserError("λ is missing.")
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(main)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue() == rb"\u03bb/best.pth" + b"\n"
+    assert sys.stderr.buffer.getvalue() == rb"error: \u03bb is missing." + b"\n"
 
 
 @pytest.mark.parametrize("start", ["--resume", "--init_from"])

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,10 +28,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser that shows defaults and takes no abbreviated flags."""
-    return argparse.ArgumentParser(
+    """A parser that shows defaults, takes no abbreviated flags and expands ~ in paths."""
+    parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )
+    parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # Python 3.14's: -3e0 is a number
+    return parser
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -66,6 +70,8 @@ def run(main: Callable[[], None]) -> None:
     """Calls a script's main. A UserError becomes one sentence and exit code 2, Ctrl-C code 130."""
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
     torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # prints \u03a9 where it cannot encode it
     try:
         main()
         sys.stdout.flush()
