@@ -11,23 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
 from vis.common import NotApplicable, make_parser, run_name
 
-FIGURES = (
-    "encoder_output",
-    "decoder_output",
-    "decoder_output --quantile",
-    "reconstruct",
-    "samples",
-    "interpolation",
-    "traversal",
-    "posterior",
-    "explorer",
-)
-
 
 def main() -> None:
     args = make_parser("Draws the figures of a model; each prints its path.").parse_args()
     folder = str(args.save_dir or Path("figures", run_name(args.model_params)))
-    commands = [[*figure.split(), *sys.argv[1:]] for figure in FIGURES]
+    names = {path.parent.name for path in Path(__file__).parent.glob("*/main.py")}
+    commands = [[name, *sys.argv[1:]] for name in sorted(names - {"curves", "training"})]
+    commands.append(["decoder_output", "--quantile", *sys.argv[1:]])
     csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
     for path in filter(Path.is_file, csv_files):  # of the run, beside its model
         commands.append(["curves", "--metrics", str(path), "--save_dir", folder])
