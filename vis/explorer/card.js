@@ -158,7 +158,7 @@ function writeAddress() { // such as #image=45&mode=posterior
 function readAddress() {
   const wanted = new URLSearchParams(location.hash.slice(1)), image = wanted.get("image"), mode = wanted.get("mode") ?? "points";
   if (/^\d+$/.test(image) && image < N) pin(Number(image));
-  if (mode in LEADS && (mode !== "posterior" || L === 2)) setMode(mode);
+  if (mode in LEADS && !$(mode)?.hidden) setMode(mode);
 }
 
 // ---------------------------------------------------------------------------------------------------- samples
@@ -457,6 +457,7 @@ $("all-sliders").onclick = () => {
 };
 
 $("posterior").hidden = L !== 2;
+$("density").hidden = couplings.length > 0;
 $("levels").innerHTML = [...LEVELS.map(([share, opacity]) => [opacity, `${100 * share} %`]), [FAINT, "less"]]
   .map(([opacity, text]) => `<i style="opacity: ${opacity}"></i>${text}`).join("");
 $("draw").hidden = !encoder;

@@ -24,7 +24,6 @@ from layers import LinearPlusMLP, Residual
 from model import IMAGE_SHAPE
 from utils import cli
 from utils.cli import UserError
-from utils.device import rng
 from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, save_file
 from vis.posterior.true_posterior import Posterior, exact_elbo, modes
 
@@ -32,7 +31,6 @@ PAGE = Path(__file__).with_name("page.html")  # where each of these names gives 
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_DRAWS = 8  # of z for the standard deviations of q(u|x), where the prior is a flow
 N_CHOSEN_FROM, STEP = 100, 0.05  # images of which presets are chosen, their posteriors' cells
 
 
@@ -97,16 +95,6 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
     return layers
 
 
-def stds(test_set: EncodedTestSet) -> Tensor:
-    """The standard deviations of q(u|x) on the map (N, 2); under a flow estimates for a picture."""
-    mu, logvar, model = test_set.mu, test_set.logvar, test_set.model
-    if test_set.symbol == "z":
-        return torch.exp(0.5 * logvar)[:, test_set.plane()]
-    eps = torch.randn(N_DRAWS, 1, mu.shape[1], generator=rng(0))
-    u, _ = model.prior.to_normal(model.reparameterize(mu, logvar, eps))  # (N_DRAWS, N, L)
-    return u.std(dim=0)[:, test_set.plane()]
-
-
 def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
     """Test images with a posterior in two places, an encoder far off, a good fit; [] if not 2-d."""
     n = min(n_images, N_CHOSEN_FROM)
@@ -150,7 +138,6 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "mu": payload.put(test_set.mu[:n_images], torch.float32),
         "logvar": payload.put(test_set.logvar[:n_images], torch.float32),
         "points": payload.put(test_set.u[:n_images, test_set.plane()], torch.float32),
-        "stds": payload.put(stds(test_set)[:n_images], torch.float32),
         "decoder": list_layers(model.decoder, payload, torch.int16),
         "outputBias": payload.put(model.output_bias, torch.float32),
         "couplings": flow,

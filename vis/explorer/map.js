@@ -357,19 +357,19 @@ const backgrounds = {
       yield;
     }
   },
-  *density() { // the mean of q(u|x) over the points shown
+  *density() { // the mean of q(z|x) over the points shown; a flow has none in closed form on the map
     const cell = 3, columns = Math.ceil(width / cell), rows = Math.ceil(height / cell);
     const sum = new Float32Array(columns * rows), [left, top, size] = [fromX(cell / 2), fromY(cell / 2), cell / scale()];
-    const profile = (mean, std, first, step, n) => { // returns the first cell and the values of a Gaussian along one axis
-      const middle = (mean - first) / step, far = Math.abs((4 * std) / step);
+    const profile = (mean, logvar, first, step, n) => { // returns the first cell and the values of a Gaussian along one axis
+      const std = Math.exp(0.5 * logvar), middle = (mean - first) / step, far = Math.abs((4 * std) / step);
       const begin = Math.max(0, Math.ceil(middle - far)), end = Math.min(n, Math.floor(middle + far) + 1);
       const value = (_, k) => Math.exp(-0.5 * (((begin + k - middle) * step) / std) ** 2) / std;
       return [begin, Float32Array.from({ length: Math.max(0, end - begin) }, value)];
     };
     for (let i = 0; i < N; i++) {
       if (!state.shown[labels[i]]) continue;
-      const [x, across] = profile(points[2 * i], stds[2 * i], left, size, columns);
-      const [y, down] = profile(points[2 * i + 1], stds[2 * i + 1], top, -size, rows);
+      const [x, across] = profile(points[2 * i], logvars[i * L + P], left, size, columns);
+      const [y, down] = profile(points[2 * i + 1], logvars[i * L + Q], top, -size, rows);
       down.forEach((d, row) => {
         for (let k = 0, at = (y + row) * columns + x; k < across.length; k++, at++) sum[at] += d * across[k];
       });

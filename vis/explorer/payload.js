@@ -52,7 +52,7 @@ function encode(pixels) { // the second half of its output is the logit of the v
 
 const images = array(content.images), labels = array(content.labels), N = labels.length;
 const mus = array(content.mu), logvars = array(content.logvar); // of q(z|x)
-const points = array(content.points), stds = array(content.stds); // of q(u|x) on the map, (N, 2) each
+const points = array(content.points); // mu on the map, (N, 2)
 const [P, Q] = content.plane; // the map shows dimension P to the right and Q upwards
 
 // The card shows an image with its posterior, mean `u` and covariance `shape` on the map, and the ELBO's terms in nats. With a

@@ -4,7 +4,7 @@
 
 // ------------------------------------------------------------------------------------------------ the ELBO's terms
 
-const MANY = 60, FEWEST = 8; // blocks of points eps of N(0, I) in more than two dimensions
+const MANY = 24, FEWEST = 8; // blocks of points eps of N(0, I) in more than two dimensions
 const SMALL_ERROR = 0.02; // nats: a standard error that needs no more of them
 
 // The trapezoidal rule on 9 x 9 points, 1 standard deviation apart. On the published weights it errs by 0.001 nats at most.
