@@ -78,6 +78,11 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if "tried to allocate" not in str(error).lower():  # as PyTorch says on any device
+            raise
+        print("error: out of memory; use a smaller --batch_size.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
