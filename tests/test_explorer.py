@@ -227,7 +227,7 @@ def test_presets_and_addresses_show_posteriors(name, open_page):
         gaps.append(nats(page, "gap"))
         assert nats(page, "neg-elbo") == pytest.approx(nats(page, "nll") + gaps[-1], abs=0.16)
     assert gaps[1] > 5  # the encoder is far off
-    assert gaps[2] < 0.5  # a good fit
+    assert gaps[2] < 1.5  # a good fit
     page.locator("#fit").click()
     page.mouse.click(*hover(page, 20))  # another image's posterior, to which the map moves
     page.wait_for_function("explorer.view.zoom > 1")

@@ -31,7 +31,7 @@ PAGE = Path(__file__).with_name("page.html")  # where each of these names gives 
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_CHOSEN_FROM, STEP = 100, 0.05  # images of which presets are chosen, their posteriors' cells
+N_CHOSEN_FROM, STEP = 100, 0.035  # images of which presets are chosen, their posteriors' cells
 
 
 class Payload(bytearray):
@@ -101,14 +101,14 @@ def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
     if len(test_set.kl) != 2 or n < 3:
         return []
     images, q = test_set.images[:n], Gaussians(test_set.mu[:n], test_set.logvar[:n])
-    cells = torch.cartesian_prod(torch.arange(-60, 61), torch.arange(-60, 61))  # (P, 2)
+    cells = torch.cartesian_prod(torch.arange(-86, 87), torch.arange(-86, 87))  # (P, 2)
     log_joints = log_joint(test_set.model, images.flatten(1) / 255, STEP * cells).double()  # (n, P)
     log_p = log_joints.logsumexp(dim=1) + 2 * math.log(STEP)  # (n,)
     kl = log_p - exact_elbo(test_set.model, images, q)  # (n,): KL(q(z|x) || p(z|x))
     found = (Posterior(cells, STEP * cells, row, STEP, 0.0) for row in log_joints - log_p[:, None])
     second = [sorted((0.0, *modes(posterior)[1].tolist()))[-2] for posterior in found]  # shares
     n_cells = (log_joints > log_joints.amax(dim=1, keepdim=True) - 4.5).sum(dim=1)
-    sure = kl.where(n_cells >= 10, math.inf)  # of fewer cells, log p(x) comes out too low
+    sure = kl.where(n_cells >= 25, math.inf)  # of fewer cells, log p(x) comes out too low
     # Of those with a quarter of the mass in a second mode, the one whose encoder is closest.
     twofold = min(range(n), key=lambda i: (-min(second[i], 0.25), sure[i]))
     return [twofold, kl.argmax().item(), sure.argmin().item()]
