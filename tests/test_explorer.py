@@ -6,6 +6,8 @@ import io
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,7 +182,9 @@ def test_the_workflow_builds_the_page_of_the_repository(tmp_path, open_page):
     (site,) = re.findall(r"path: (\w+)\n", workflow)
     for folder in ("vis", "pretrained"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    subprocess.run(["bash", "-euc", build], cwd=tmp_path, env=ENVIRONMENT, check=True)
+    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"  # of the python3 of these tests
+    environment = ENVIRONMENT | {"PATH": path}
+    subprocess.run(["bash", "-euc", build], cwd=tmp_path, env=environment, check=True)
     path = tmp_path / site / "index.html"
     assert path.stat().st_size < 10_000_000
     page = open_page(path.as_uri())
@@ -227,7 +231,7 @@ def test_presets_and_addresses_show_posteriors(name, open_page):
         gaps.append(nats(page, "gap"))
         assert nats(page, "neg-elbo") == pytest.approx(nats(page, "nll") + gaps[-1], abs=0.16)
     assert gaps[1] > 5  # the encoder is far off
-    assert gaps[2] < 1.5  # a good fit
+    assert gaps[2] < 0.5  # a good fit
     page.locator("#fit").click()
     page.mouse.click(*hover(page, 20))  # another image's posterior, to which the map moves
     page.wait_for_function("explorer.view.zoom > 1")

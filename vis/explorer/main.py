@@ -1,6 +1,6 @@
 """The latent space as one page: move over the map of the test set and the decoder answers.
 
-python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir figures
+python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir site
 
 explorer.html runs offline. It carries the test images, their posteriors and the network itself, as
 layers that the page interprets: the decoder with 16 bits for each weight, the encoder with 8. The
@@ -104,11 +104,11 @@ def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
     cells = torch.cartesian_prod(torch.arange(-86, 87), torch.arange(-86, 87))  # (P, 2)
     log_joints = log_joint(test_set.model, images.flatten(1) / 255, STEP * cells).double()  # (n, P)
     log_p = log_joints.logsumexp(dim=1) + 2 * math.log(STEP)  # (n,)
-    kl = log_p - exact_elbo(test_set.model, images, q)  # (n,): KL(q(z|x) || p(z|x))
+    kl = log_p - exact_elbo(test_set.model, images, q, n_nodes=6)  # (n,): KL(q(z|x) || p(z|x))
     found = (Posterior(cells, STEP * cells, row, STEP, 0.0) for row in log_joints - log_p[:, None])
     second = [sorted((0.0, *modes(posterior)[1].tolist()))[-2] for posterior in found]  # shares
     n_cells = (log_joints > log_joints.amax(dim=1, keepdim=True) - 4.5).sum(dim=1)
-    sure = kl.where(n_cells >= 25, math.inf)  # of fewer cells, log p(x) comes out too low
+    sure = kl.where((kl > 0) & (n_cells >= 50), math.inf)  # of fewer cells, log p(x) is inexact
     # Of those with a quarter of the mass in a second mode, the one whose encoder is closest.
     twofold = min(range(n), key=lambda i: (-min(second[i], 0.25), sure[i]))
     return [twofold, kl.argmax().item(), sure.argmin().item()]

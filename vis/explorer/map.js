@@ -448,12 +448,15 @@ function smooth({ columns, rows, owner }, boxes, values) {
   });
 }
 
+let glides = 0; // the last one alone moves the map
+
 function glideTo(target) {
-  const from = { ...view }, start = performance.now(), still = isStill();
+  const from = { ...view }, start = performance.now(), still = isStill(), mine = ++glides;
   let now = from;
   const frame = (time) => {
-    if (view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // a hand has moved the map
-    const t = still ? 1 : clamp((time - start) / 700, 0, 1), zoom = from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t));
+    if (mine !== glides || view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // or a hand has moved the map
+    const t = still ? 1 : clamp((time - start) / 700, 0, 1);
+    const zoom = t < 1 ? from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t)) : target.zoom;
     // The centre moves as 1 / zoom does, and so do the sides of the view: a straight and steady way on the screen.
     const way = t < 1 && target.zoom !== from.zoom ? (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom) : t;
     Object.assign(view, { x: from.x + way * (target.x - from.x), y: from.y + way * (target.y - from.y), zoom });
