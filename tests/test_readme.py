@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import re
 import runpy
 import shlex
@@ -30,7 +31,7 @@ def commands(text: str) -> set[str]:
 
 ALL = sorted(set().union(*map(commands, PAGES.values())))
 SCRIPTS = [command for command in ALL if re.search(r"python3 [\w/]+\.py", command)]
-DRAWS = re.compile(r"python3 vis/(?!training)\w+/")  # training takes half a minute
+DRAWS = re.compile(r"python3 vis/(?!training|posterior)\w+/")  # these two take longer
 QUICK = [command for command in sorted(commands(README)) if DRAWS.match(command)]
 
 
@@ -44,7 +45,7 @@ def run_python(code: str, folder: Path) -> str:
 
 def test_the_pages_hold_the_commands_that_this_file_expects():
     assert len(SCRIPTS) >= 40
-    assert len(QUICK) >= 7
+    assert len(QUICK) >= 6
     install = {f"pip install -r requirements{suffix}.txt" for suffix in ("", "-dev")}
     assert set(ALL) - set(SCRIPTS) == install | {"python3 -m pytest -q"}
 
@@ -72,7 +73,8 @@ def test_every_figure_of_the_readme_is_drawn_from_another_folder(command, tmp_pa
     done = run_script(script, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     figure = tmp_path / done.stdout.splitlines()[0]
-    assert figure.parent == tmp_path / "figures"
+    weights = Path(flags[flags.index("--model_params") + 1]).stem
+    assert figure.parent == tmp_path / "figures" / weights
     assert figure.stat().st_size > 5_000
 
 
@@ -87,7 +89,7 @@ def test_the_python_of_the_readme_does_what_it_says(tmp_path):
     assert bounds[0] > no_latent > bounds[-1] + 15
 
     digits = Image.open(ROOT / "pretrained" / "figures" / "samples.png")
-    digits.crop((180, 180, 300, 300)).save(tmp_path / "my_digit.png")
+    digits.crop((194, 168, 284, 258)).save(tmp_path / "my_digit.png")
     run_python(hub.replace('load("."', f'load("{ROOT}"'), tmp_path)
     assert Image.open(tmp_path / "my_reconstruction.png").size == (28, 28)
 
@@ -102,6 +104,38 @@ def test_evaluate_prints_the_metrics_of_the_page_that_shows_them(tmp_path):
         lines = [re.search(rf"^  {label} (.*)", text, re.MULTILINE) for text in (done.stdout, page)]
         printed, shown = ([float(n) for n in re.findall(r"\d+\.?\d*", line[1])] for line in lines)
         assert printed == pytest.approx(shown, abs=0.003 if "k-NN" in label else 0.02), label
+
+
+def test_the_results_are_what_evaluate_printed():
+    printed = map(json.loads, (ROOT / "pretrained" / "metrics.jsonl").read_text().splitlines())
+    for r in printed:
+        cells = [f"{r[key]:.2f}" for key in ("neg_elbo", "nll")]
+        name = Path(r["model_params"]).name
+        (row,) = re.findall(rf"^\| `{name}`.*", README, flags=re.MULTILINE)
+        assert row.split(" | ")[1:3] == cells
+        assert (r["n_images"], r["n_importance_samples"]) == (10_000, 500)
+        with_errors = [f"{r[key]:.2f} +- {r[f'{key}_stderr']:.2f}" for key in ("neg_elbo", "nll")]
+        assert " | ".join(with_errors) in PAGES[ROOT / "pretrained" / "README.md"]
+        results = PAGES[ROOT / "docs" / "results.md"]
+        assert " | ".join(with_errors) in results or f"| **`{name}`" not in results
+
+
+def test_every_name_on_the_pages_exists():
+    """Linked functions, files and flags."""
+    python = "".join(path.read_text() for path in ROOT.glob("**/*.py"))
+    for page, text in PAGES.items():
+        for name, target in re.findall(r"\[`([\w.]+)`\]\(([^)#]+\.py)\)", text):
+            if not name.endswith(".py"):
+                code = (page.parent / target).read_text()
+                assert re.search(rf"\b{name.split('.')[-1]}\b", code), f"{page}: {name}"
+        spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for flag in re.findall(r"(--[a-z]\w+)", " ".join(spans)):
+            assert f'"{flag}"' in python or flag in ("--depth", "--help"), f"{page}: {flag}"
+        files = {span for span in spans if re.fullmatch(r"[\w/]+\.(py|md|csv|pth|jsonl)", span)}
+        for name in files - {"best.pth", "last.pth", "metrics.csv"}:  # those of a run
+            folders = (ROOT, page.parent, ROOT / "pretrained", ROOT / "benchmarks")
+            found = [folder / name for folder in folders]
+            assert any(path.exists() for path in found), f"{page}: {name}"
 
 
 def test_the_table_of_flags_has_the_defaults():

@@ -60,10 +60,10 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
     lines = np.zeros_like(mask)
     for _ in range(2):  # level lines, then upright ones
         (rows, columns), width = np.nonzero(thin), thin.shape[1]
-        for slope in np.linspace(-0.1, 0.1, 41):
+        for slope in np.linspace(-0.1, 0.1, 81):
             line = rows + np.round(slope * (columns - width)).astype(int) + width
-            full = np.bincount(line, minlength=3) > 0.6 * width
-            full[1:] |= full[:-1]  # a line's own edge
+            full = np.bincount(line, minlength=3) > width / 2
+            full[1:-1] |= full[2:] | full[:-2]  # the edges of a line
             lines[rows[full[line]], columns[full[line]]] = True
         thin, lines = thin.T, lines.T
     return mask & ~lines
@@ -97,9 +97,8 @@ def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
     """The digit's pixels, a mask (H, W), and whether they keep clear of the picture's border."""
     mask = ink > threshold(ink)
     digit, clear = choose(without_lines(mask))
-    if not clear:
-        whole = choose(mask)
-        digit, clear = whole if whole[1] or not digit.any() else (digit, clear)
+    if not digit.any():  # the picture holds nothing but a long thin 1
+        digit, clear = choose(mask)
     sides = (digit[0], digit[-1], digit[:, 0], digit[:, -1])
     if not clear and max(side.mean() for side in sides) > 0.8:  # a table or a frame
         rest = ink * ~filtered(digit, MaxFilter(max(ink.shape) // 25 * 2 + 1))
