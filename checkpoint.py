@@ -18,7 +18,7 @@ from utils.files import write_file
 def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
     """Writes weights, config, metrics (one row per epoch), and flags but paths. Raises UserError.
 
-    `args` names at least "dataset" and "binarize"; `state` is what resuming needs besides.
+    `args` names at least "dataset" and "binarize"; `state` holds the rest of a resumable run.
     """
     plain = {name: v for name, v in vars(args).items() if isinstance(v, int | float | str)}
     content = {"config": asdict(model.config), "args": plain, "metrics": metrics}

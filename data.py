@@ -30,7 +30,7 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
 
     `split` is "train" (the first 50,000 training images), "val" (the last 10,000 of them) or
     "test" (10,000). torchvision downloads archives that are not in `data_dir`/`dataset`/raw.
-    Raises UserError for an archive that is broken, or missing and not to be had.
+    Raises UserError for a damaged archive, or a missing one that cannot be downloaded.
     """
     prefix, n, part = SPLITS[split]
     raw = Path(data_dir) / dataset / "raw"

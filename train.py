@@ -150,7 +150,7 @@ class Run(NamedTuple):
     """A training run so far."""
 
     model: VAE
-    average: VAE  # of its weights: what is validated and saved
+    average: VAE  # the averaged weights, which are validated and saved
     optimizer: AdamW
     metrics: list[dict]  # one row per epoch
 
@@ -224,7 +224,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes the files of an epoch, the large last.pth only now and then. Raises UserError.
 
-    last.pth is written last: a resumed run repeats the epochs that it lacks, with their files.
+    last.pth is written last: a resumed run repeats later epochs and rewrites their files.
     """
     folder, (model, average, optimizer, metrics) = args.save_dir, run
     if metrics:

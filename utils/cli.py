@@ -1,4 +1,4 @@
-"""What every script shares: common flags, and how a user's mistake is reported."""
+"""Common flags, and the report of a user's mistake, for every script."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""Pictures in and out: a grid of digits to a PNG file, a picture of one's own to 28 x 28."""
+"""Writes grids of digits as PNG files; reads a user's picture as a 28 x 28 image."""
 
 import io
 from pathlib import Path

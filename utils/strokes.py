@@ -72,7 +72,7 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     """The digit's pieces of a mask (H, W), and whether they keep clear of the border.
 
-    They are the largest piece that keeps clear of the border, if any, and what is near and like it.
+    They are the largest piece that keeps clear of the border, if any, and similar pieces near it.
     """
     chosen, found = np.zeros_like(mask), pieces(mask)
     if not found:

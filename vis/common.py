@@ -73,7 +73,7 @@ class EncodedTestSet:
     def __init__(self, args: Namespace, needs_plane: bool = False):
         model, checkpoint, self.name = load_model(args)
         if needs_plane and model.config.latent_dim != 2:
-            raise NotApplicable("it needs a model of 2 latent dimensions; use vis/traversal.")
+            raise NotApplicable("the figure needs 2 latent dimensions; use vis/traversal.")
         images, self.labels = load_mnist(args.data_dir, "test", checkpoint["args"]["dataset"])
         self.binarize = checkpoint["args"]["binarize"]
         self.images = binarize(images, self.binarize)  # (N, 1, 28, 28) uint8, as in training
@@ -99,7 +99,7 @@ class EncodedTestSet:
     def plane(self) -> list[int]:
         """The two dimensions of a figure with two axes. Raises NotApplicable if z has only one."""
         if len(self.kl) == 1:
-            raise NotApplicable("it needs at least 2 latent dimensions; use vis/traversal.")
+            raise NotApplicable("the plane needs at least 2 latent dimensions; use vis/traversal.")
         return [0, 1] if len(self.kl) == 2 else self.by_kl[:2]
 
 

@@ -136,7 +136,7 @@ def train_chunk(run: Run, images: Tensor, args: Namespace) -> None:
 
 
 def mcem_iteration(run: Run, images: Tensor, generator: Generator) -> None:
-    """Monte Carlo EM (paper: Section 5): a draw z ~ p(z|x) for every image, then five updates.
+    """Monte Carlo EM (paper: Appendix E): a draw z ~ p(z|x) for every image, then five updates.
 
     E: 10 leapfrog steps continue each image's chain. M: the weights follow the gradient of the
     mean of log p(x, z) over all `images` (N, 1, 28, 28) uint8.

@@ -22,7 +22,7 @@ from loss import (
 )
 from model import VAE
 
-TARGET_ACCEPTANCE = 0.9  # the paper's, Section 5
+TARGET_ACCEPTANCE = 0.9  # the paper's, Appendix E
 ADAPTATION_RATE = 0.1  # of log(step size), per step
 FIRST_STEP_SIZE = 0.1
 N_LEAPFROG = 4  # Appendix D

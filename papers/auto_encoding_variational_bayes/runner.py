@@ -49,7 +49,7 @@ def make_parser(description: str) -> ArgumentParser:
     add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="for each network")
     add("--step_size", type=cli.number(0.0), help="of Adagrad (default: that of STEP_SIZES)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
-    where = "folder for all files; a CSV without networks is drawn as it is"
+    where = "folder of all files; if it has a CSV but no networks, only redraws"
     add("--save_dir", type=Path, default=Path("figures"), help=where)
     cli.add_seed_flag(parser)
     return parser

@@ -2,7 +2,7 @@
 
 python3 vis/curves/main.py --metrics pretrained/vae_mnist.csv
 
-A late phase, whose metrics lie beside those of its run in <name>_late.csv, is drawn on.
+The figure appends a late phase if <name>_late.csv lies beside the metrics of its run.
 """
 
 import sys

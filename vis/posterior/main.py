@@ -1,4 +1,4 @@
-"""The true posterior p(z|x) of test images beside the encoder's Gaussian, which is refined too.
+"""The true posterior p(z|x) of test images with the encoder's Gaussian and a refined one.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
