@@ -78,6 +78,12 @@ def test_letters_that_the_terminal_cannot_print_end_no_script(monkeypatch):
     assert sys.stderr.buffer.getvalue() == rb"error: \u03bb is missing." + b"\n"
 
 
+def test_a_notebook_may_own_the_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    cli.run(lambda: print("λ"))
+    assert sys.stdout.getvalue() == "λ\n"
+
+
 @pytest.mark.parametrize("start", ["--resume", "--init_from"])
 def test_a_checkpoint_settles_its_flags(tiny_run, start):
     settled = {"arch", "latent_dim", "width", "n_blocks", "prior"}

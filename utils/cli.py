@@ -71,7 +71,8 @@ def run(main: Callable[[], None]) -> None:
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
     torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # prints \u03a9 where it cannot encode it
+        with suppress(AttributeError):  # of a notebook's %run, whose streams encode every letter
+            stream.reconfigure(errors="backslashreplace")  # else \u03a9 where it cannot be encoded
     try:
         main()
         sys.stdout.flush()

@@ -62,13 +62,12 @@ def main() -> None:
     add("--n_images", type=number(1, 1000), default=30, help="test images, drawn at random")
     add("--image", type=Path, nargs="+", help="reconstruct these pictures of a digit instead")
     args = parser.parse_args()
-    if args.image:
-        images = torch.stack([read_image(path) for path in args.image])  # before the slower work
-        test_set = EncodedTestSet(args)
-        figure = draw_own(args.image, binarize(images, test_set.binarize), test_set)
-        save_figure(figure, args.save_dir, "reconstruct_own")
+    own = [read_image(path) for path in args.image or ()]  # before the slower work
+    test_set = EncodedTestSet(args)
+    if own:
+        images = binarize(torch.stack(own), test_set.binarize)
+        save_figure(draw_own(args.image, images, test_set), args.save_dir, "reconstruct_own")
     else:
-        test_set = EncodedTestSet(args)
         chosen = torch.randperm(len(test_set.images), generator=rng(args.seed))[: args.n_images]
         figure = draw_test_images(test_set.images[chosen], test_set)
         save_figure(figure, args.save_dir, "reconstruct")
