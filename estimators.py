@@ -22,10 +22,7 @@ from loss import (
 from model import VAE
 from utils.device import rng
 
-NOISE_SEED, REFINING_SEED = 0, 1  # of the posterior draws, the same for every model and run
-N_STARTS = 4096  # draws of the prior from which a refinement may start
-REFINING_DRAWS = 4  # of z per step, in mirrored pairs
-REFINING_LR = 0.2  # of mu in units of std, and of logvar
+NOISE_SEED = 0  # of the posterior draws, the same for every model and run
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
@@ -153,57 +150,6 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, in
         if change < GRID_TOLERANCE or n_grid >= MAX_GRID:
             return nll, n_grid, change
         n_grid = 2 * n_grid - 1
-
-
-@torch.no_grad()
-def likelier_starts(model: VAE, images: Tensor, q: Gaussians, batch_size: int = 1000) -> Gaussians:
-    """`q`, with mu replaced by the best of N_STARTS prior draws where that has a higher p(x, z).
-
-    In two dimensions the draws find broad modes; in many dimensions they rarely find any.
-    """
-    u = torch.randn(N_STARTS, q.mu.shape[1], generator=rng(REFINING_SEED)).to(model.device)
-    x, mu = images.to(model.device).flatten(1) / 255, q.mu  # (N, 784), (N, L)
-    recon = elbo_terms(model, images, q, torch.zeros(q.mu.shape), batch_size).recon
-    highest = model.prior.log_prob(mu) - recon.float().to(model.device)  # (N,)
-    for z in model.prior.from_normal(u).split(batch_size):  # (B, L)
-        log_joints = log_likelihood_table(model, x, z) + model.prior.log_prob(z)
-        best, index = log_joints.max(dim=1)  # (N,) each
-        mu = torch.where((best > highest)[:, None], z[index], mu)
-        highest = torch.maximum(highest, best)
-    return Gaussians(mu, q.logvar)
-
-
-def refined_posteriors(
-    model: VAE, images: Tensor, q: Gaussians, n_steps: int, batch_size: int = 1000
-) -> Gaussians:
-    """Each image's q(z|x) after `n_steps` of Adam on its own -ELBO from its likelier start.
-
-    The gain is part of the amortization gap, the cost of one encoder for all images (Cremer et al.
-    2018, https://arxiv.org/abs/1801.03558). Each step uses REFINING_DRAWS fresh draws of z, half of
-    them mirrored, seeded by the image's number; metrics use other draws.
-    """
-    q = likelier_starts(model, images, q, batch_size)
-    size, parts = (n_steps, REFINING_DRAWS // 2, q.mu.shape[1]), []
-    indices = torch.arange(len(images)).split(max(1, batch_size // REFINING_DRAWS))
-    for index in tqdm(indices, desc="refining", leave=False, disable=None):
-        x = images[index].to(model.device) / 255  # (B, 1, 28, 28)
-        start = torch.stack([part[index] for part in q])  # (2, B, L)
-        scale = torch.stack((torch.exp(0.5 * start[1]), torch.ones_like(start[1])))  # of a step
-        change = torch.zeros_like(start, requires_grad=True)  # of mu and logvar
-        optimizer = torch.optim.Adam([change], betas=(0.9, 0.99))
-        rngs = (rng(NOISE_SEED, int(i), REFINING_SEED) for i in index)
-        noise = torch.stack([torch.randn(size, generator=r) for r in rngs], dim=2)
-        for step, half in enumerate(noise.to(model.device)):  # (K / 2, B, L)
-            mu, logvar = start + scale * change  # (B, L) each
-            z = model.reparameterize(mu, logvar, torch.cat((half, -half)))  # (K, B, L)
-            logits = model.decode(z)  # (K, B, 1, 28, 28)
-            kl = model.prior.kl(mu, logvar, z[None])[0]  # (B,), or with a flow (K, B)
-            neg_elbo = (bernoulli_nll(logits, x) + kl).mean(dim=0)  # (B,)
-            change.grad = torch.autograd.grad(neg_elbo.sum(), change)[0]
-            optimizer.param_groups[0]["lr"] = REFINING_LR * (1 - step / n_steps) ** 2
-            optimizer.step()
-        parts.append((start + scale * change).detach())
-    return Gaussians(*torch.cat(parts, dim=1))
 
 
 def active_units(mu: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ ROWS = {  # of the table: key -> name, meaning
     "nll": ("NLL, K={n_importance_samples}", "-log p(x) by importance sampling"),
     "exact_nll": ("NLL, exact", "{n_grid} points per axis, halving the step moved it {change:.4f}"),
 }
-FLAGS = ("split", "n_images", "n_importance_samples", "n_refining_steps")
+FLAGS = ("split", "n_images", "n_importance_samples")
 
 
 def evaluate(args: Namespace) -> dict:
@@ -49,9 +49,7 @@ def evaluate(args: Namespace) -> dict:
     order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
     images, labels, size = binarize(images, mode)[order], labels[order], args.batch_size
-    q = encoder = estimators.posteriors(model, images, size)
-    if args.n_refining_steps > 0:
-        q = estimators.refined_posteriors(model, images, q, args.n_refining_steps, size)
+    q = estimators.posteriors(model, images, size)
     recon, kl, _ = estimators.elbo_terms(model, images, q, eps, size)
     nll = estimators.importance_weighted_nll(model, images, q, args.n_importance_samples, size)
     per_image = {"recon": recon, "kl": kl, "neg_elbo": recon + kl, "nll": nll}
@@ -63,10 +61,10 @@ def evaluate(args: Namespace) -> dict:
 
     known, known_labels = load_mnist(args.data_dir, "train", dataset)
     known_mu = estimators.posteriors(model, binarize(known, mode), size).mu.cpu()
-    accuracies = estimators.knn_accuracy(encoder.mu.cpu(), labels, known_mu, known_labels)
+    accuracies = estimators.knn_accuracy(q.mu.cpu(), labels, known_mu, known_labels)
     return result | {
-        "active_units": int(estimators.active_units(encoder.mu).sum()),
-        "kl_of_dimension": estimators.kl_of_dimensions(encoder, model.config.prior).tolist(),
+        "active_units": int(estimators.active_units(q.mu).sum()),
+        "kl_of_dimension": estimators.kl_of_dimensions(q, model.config.prior).tolist(),
         "knn_accuracy": accuracies.mean().item(),
         "knn_accuracy_std": accuracies.std().item(),
     }
@@ -84,8 +82,7 @@ def print_table(r: dict) -> None:
     of = f"{r['latent_dim']} latent dimensions, {r['prior']} prior, {r['dataset']}"
     print(f"{r['model_params']}: {of}")
     print(f"{r['n_images']:,} {r['split']} images ({PIXELS[r['binarize']]}), {r['precision']}")
-    refined = f"posteriors refined by {r['n_refining_steps']} steps, " * (r["n_refining_steps"] > 0)
-    print(f"{refined}nats per image, +- one standard error\n")
+    print("nats per image, +- one standard error\n")
     for key, (name, meaning) in ROWS.items():
         if key in r:
             value = f"{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}"
@@ -108,8 +105,6 @@ def main() -> None:
     add("--n_images", type=number(1, 10_000), default=10_000, help="first n of a fixed permutation")
     add("--binarize", choices=BINARIZE, help="default: as the checkpoint was trained")
     add("--n_importance_samples", type=number(1), default=500, metavar="K", help="for the NLL")
-    refining = "steps of Adam that improve each image's posterior by its own -ELBO"
-    add("--n_refining_steps", type=number(0), default=0, metavar="N", help=refining)
     add("--exact", action="store_true", help="1 or 2 dimensions: integrate over z, in fp32")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()

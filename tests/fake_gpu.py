@@ -109,7 +109,7 @@ def epoch(flags: str, where: torch.device, folder: Path) -> tuple[train.Run, lis
 def evaluations(model: train.VAE, where: torch.device) -> list[float]:
     """What evaluate.py computes with each estimator."""
     images = data.load_mnist(cli.DATA_DIR, "test")[0][:20]
-    q = estimators.refined_posteriors(model, images, estimators.posteriors(model, images), 2)
+    q = estimators.posteriors(model, images)
     nll = estimators.importance_weighted_nll(model, images, q, 3)
     exact, _ = estimators.grid_nll(model, images[:2], 17)
     samples = model.sample(3, device.rng(1, device=where)).sum()

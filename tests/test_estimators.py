@@ -11,7 +11,6 @@ import estimators as est
 from checkpoint import load_checkpoint
 from loss import bernoulli_nll
 from model import VAE
-from utils.device import rng
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +33,7 @@ def model(request, trained) -> VAE:
 @pytest.mark.parametrize(
     "config", [{}, {"arch": "conv", "width": 8}, {"prior": "flow"}], ids=["mlp", "conv", "flow"]
 )
-def test_results_are_a_plain_loop_for_any_batch_size(images, config, monkeypatch):
-    monkeypatch.setattr(est, "N_STARTS", 100)  # for speed
+def test_results_are_a_plain_loop_for_any_batch_size(images, config):
     model, x = random_model(latent_dim=3, **config), images[:10]
     eps, truth = est.posterior_noise(10, 3), []
     for i, image in enumerate(x / 255):
@@ -49,12 +47,11 @@ def test_results_are_a_plain_loop_for_any_batch_size(images, config, monkeypatch
         truth.append((mu, logvar, bernoulli_nll(model.decode(z), image), kl, error))
     truth = [torch.cat(part).detach().double() for part in zip(*truth, strict=True)]
     q = est.posteriors(model, x)
-    once = (est.importance_weighted_nll(model, x, q, 20), *est.refined_posteriors(model, x, q, 2))
+    once = est.importance_weighted_nll(model, x, q, 20)
     for size in (7, 64):
         found = [*est.posteriors(model, x, size), *est.elbo_terms(model, x, q, eps, size)]
         torch.testing.assert_close([t.double() for t in found], truth, rtol=1e-5, atol=1e-5)
-        nll = est.importance_weighted_nll(model, x, q, 20, size)
-        again = (nll, *est.refined_posteriors(model, x, q, 2, size))
+        again = est.importance_weighted_nll(model, x, q, 20, size)
         torch.testing.assert_close(again, once, rtol=1e-5, atol=1e-4)
 
 
@@ -66,7 +63,7 @@ def test_results_are_ordinary_tensors_that_a_gradient_may_pass(images):
         *est.elbo_terms(model, x, q, est.posterior_noise(5, 2)),
         *est.grid_nll(model, x, 5),
     ]
-    found += [est.importance_weighted_nll(model, x, q, 3), *est.refined_posteriors(model, x, q, 2)]
+    found.append(est.importance_weighted_nll(model, x, q, 3))
     assert not any(tensor.is_inference() for tensor in found)
     model.decode(q.mu).sum().backward()
     assert model.decoder[0].weight.grad.abs().sum() > 0
@@ -85,50 +82,6 @@ def test_the_bounds_are_in_order_and_the_nll_meets_the_exact_integral(trained, i
     misled = est.importance_weighted_nll(trained, images, wrong, 500, 5000)
     assert misled.mean() > exact.mean() + 1
     assert (misled > exact - 0.1).all()
-
-
-def test_refining_mends_an_encoder_and_the_bounds_stay_bounds(model, images):
-    """A shifted and too narrow posterior comes near the true one, never below the exact NLL."""
-    x = images[:30]
-    good = est.posteriors(model, x)
-    misled = est.Gaussians(good.mu + 0.5, good.logvar - 1)
-
-    def neg_elbo(q: est.Gaussians) -> float:
-        draws = torch.randn(20, 30, 2, generator=torch.Generator().manual_seed(0))
-        terms = [est.elbo_terms(model, x, q, eps) for eps in draws]
-        return sum((term.recon + term.kl).mean().item() for term in terms) / 20
-
-    refined = neg_elbo(est.refined_posteriors(model, x, misled, 100))
-    assert est.exact_nll(model, x, 65)[0].mean() < refined < min(neg_elbo(good), neg_elbo(misled))
-
-
-def test_a_refinement_starts_at_the_likeliest_z_of_a_scan_of_the_plane(model, images):
-    """Even if the encoder is far off; and never at a less likely z than the encoder's mean."""
-    z, scan = log_joint_on_a_plane(model, images[:3] / 255)  # (G, 2), (G, 3)
-    best = est.Gaussians(z[scan.argmax(dim=0)], torch.full((3, 2), -1.0))
-    lost = est.Gaussians(torch.full((3, 2), 6.0), best.logvar)
-    for q, tolerance in ((best, 1e-3), (lost, 0.3)):
-        mu, logvar = est.likelier_starts(model, images[:3], q)
-        found = model.prior.log_prob(mu) - bernoulli_nll(model.decode(mu), images[:3] / 255)
-        assert (found > scan.amax(dim=0) - tolerance).all()
-        assert torch.equal(logvar, q.logvar)
-
-
-def test_no_metric_has_the_draws_of_the_refinement(trained, images, monkeypatch):
-    """It would be too good: the posterior fits the draws that it has seen."""
-    streams = []
-
-    def recorded(*seeds: int) -> torch.Generator:
-        streams.append(rng(*seeds).initial_seed())
-        return rng(*seeds)
-
-    monkeypatch.setattr(est, "rng", recorded)
-    q = est.posteriors(trained, images)
-    est.refined_posteriors(trained, images, q, 1)
-    assert len(streams) == 101  # one stream more for where it may start
-    est.posterior_noise(100, 2)
-    est.importance_weighted_nll(trained, images, q, 1)
-    assert len(set(streams)) == 201  # rng(0) of all images is rng(0, 0) of the first
 
 
 @pytest.mark.parametrize(

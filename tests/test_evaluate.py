@@ -26,15 +26,12 @@ def run(monkeypatch, capsys):
 
 def test_the_table_and_the_json_object_hold_every_metric(run, tiny_run, capsys):
     flags = ("--model_params", tiny_run / "best.pth", "--n_images 100 --binarize dynamic --json")
-    r = json.loads(run(*flags, "--exact --n_refining_steps 20"))
+    r = json.loads(run(*flags, "--exact"))
     evaluate.print_table(r)
     table = capsys.readouterr().out
     assert (r["n_images"], r["binarize"], r["latent_dim"]) == (100, "dynamic", 2)
     assert r["neg_elbo"] == pytest.approx(r["recon"] + r["kl"])
-    encoder = json.loads(run(*flags))
-    assert encoder["neg_elbo"] > r["neg_elbo"] > r["nll"] > r["exact_nll"] - 0.01
-    for name in ("knn_accuracy", "active_units", "kl_of_dimension"):  # of the encoder
-        assert r[name] == encoder[name]
+    assert r["neg_elbo"] > r["nll"] > r["exact_nll"] - 0.01
     assert 0.1 < r["knn_accuracy"] < 1
     for name in evaluate.ROWS:
         assert f"{r[name]:.3f} +- {r[f'{name}_stderr']:.3f}" in table

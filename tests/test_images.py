@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 
 from data import load_mnist
 from utils.cli import DATA_DIR, UserError
-from utils.images import read_image, save_grid
+from utils.images import save_grid
+from utils.photos import read_image
 
 
 def test_save_grid_clamps_real_values_and_takes_uint8_as_it_is(tmp_path):

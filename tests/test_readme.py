@@ -91,7 +91,7 @@ def test_the_python_of_the_readme_does_what_it_says(tmp_path):
     digits = Image.open(ROOT / "pretrained" / "figures" / "samples.png")
     digits.crop((194, 168, 284, 258)).save(tmp_path / "my_digit.png")
     run_python(hub.replace('load("."', f'load("{ROOT}"'), tmp_path)
-    assert Image.open(tmp_path / "my_reconstruction.png").size == (28, 28)
+    assert Image.open(tmp_path / "reconstruction.png").size == (28, 28)
 
 
 def test_evaluate_prints_the_metrics_of_the_page_that_shows_them(tmp_path):

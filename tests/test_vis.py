@@ -19,7 +19,8 @@ from estimators import exact_nll, posteriors
 from model import VAE
 from train import build, parse_flags, train_one_epoch
 from utils.cli import DATA_DIR, ROOT, UserError
-from utils.images import read_image, save_grid
+from utils.images import save_grid
+from utils.photos import read_image
 from vis import common
 from vis.curves import main as curves
 from vis.curves.main import read_metrics

@@ -1,4 +1,4 @@
-"""The true posterior p(z|x) of test images with the encoder's Gaussian and a refined one.
+"""The true posterior p(z|x) of test images with the encoder's Gaussian.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from estimators import Gaussians, refined_posteriors
+from estimators import Gaussians
 from model import VAE
 from utils import cli
 from utils.images import tile
@@ -22,14 +22,12 @@ from vis.posterior.true_posterior import Posterior, exact_elbo, modes, true_post
 IMAGES = [126, 79, 0]  # three modes; an encoder far off; a good fit
 N_SUMMARISED = 1000  # test images
 MIN_CELLS, FEW_CELLS = 400, 100  # of a posterior that is drawn, that is only measured
-N_REFINING_STEPS = 100
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
 LEGEND = {  # label -> look in each plane
     "true posterior p(z|x): 1 to 3 standard deviations": {"color": BLUE, "linewidth": 8},
     "encoder's q(z|x): mean, 1 and 2 standard deviations": {"color": RED, **DOT},
-    f"q(z|x) after {N_REFINING_STEPS} refining steps": {"color": RED, "linestyle": "--"},
     "highest mode of p(z|x)": {"color": YELLOW, "linestyle": "none", **DOT},
 }
 
@@ -52,15 +50,11 @@ def rings(model: VAE, mu: Tensor, logvar: Tensor) -> list[Tensor]:
 
 
 def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Posterior) -> Tensor:
-    """The true posterior of a test image and both Gaussians. Returns the highest point u (2,)."""
+    """The true posterior of a test image and the encoder's. Returns the highest point u (2,)."""
     depth = posterior.log_density.max() - posterior.log_density
     plane.tricontourf(*posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
-    q = Gaussians(test_set.mu[[index]], test_set.logvar[[index]])
-    image = test_set.images[[index]]
-    refined = refined_posteriors(test_set.model, image, q, N_REFINING_STEPS)
-    for (mu, logvar), style in ((q, "-"), (refined, "--")):
-        for ring in rings(test_set.model, mu[0], logvar[0]):
-            plane.plot(*ring.T, color=RED, linestyle=style)
+    for ring in rings(test_set.model, test_set.mu[index], test_set.logvar[index]):
+        plane.plot(*ring.T, color=RED)
     top = posterior.u[depth.argmin()]
     plane.plot(*test_set.u[index], color=RED, **DOT)
     plane.plot(*top, color=YELLOW, **DOT)

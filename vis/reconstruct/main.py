@@ -20,7 +20,7 @@ from estimators import posteriors
 from utils import cli
 from utils.cli import number
 from utils.device import rng
-from utils.images import read_grey, read_image
+from utils.photos import read_grey, read_image
 from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 
