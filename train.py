@@ -4,6 +4,7 @@ python3 train.py
 python3 train.py --resume runs/MNIST_mlp_2d/last.pth
 """
 
+import io
 import math
 import time
 from argparse import ArgumentParser, Namespace
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
+from torchvision.utils import save_image
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, save_checkpoint
@@ -27,7 +29,6 @@ from model import ARCHS, PRIORS, VAE, WIDTHS, VAEConfig
 from utils import cli, device
 from utils.cli import UserError, number
 from utils.files import new_folder, write_file
-from utils.images import save_grid
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # of AdamW and its learning rate
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
@@ -35,7 +36,6 @@ AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # steps; effectively over the last seventh 
 FADED = 0.75  # of the epochs, after which images are no longer deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 SAVE_SECONDS = 10  # between two writes of last.pth
-N_SAMPLES = 100  # of the prior, drawn after each epoch
 COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, for each of train and val
 
 
@@ -228,8 +228,9 @@ def save(run: Run, args: Namespace) -> None:
     """
     folder, (model, average, optimizer, metrics) = args.save_dir, run
     if metrics:
-        samples = average.sample(N_SAMPLES, device.rng(args.seed, device=args.device))
-        save_grid(samples, 10, folder / "samples" / f"epoch_{len(metrics):04d}.png")
+        samples, png = average.sample(100, device.rng(args.seed, device=args.device)), io.BytesIO()
+        save_image(samples, png, "PNG", nrow=10, padding=0)
+        write_file(folder / "samples" / f"epoch_{len(metrics):04d}.png", png.getvalue())
         if metrics[-1] is best_row(metrics, args):
             save_checkpoint(folder / "best.pth", average, args, metrics)
         rows = [metrics[0].keys(), *(row.values() for row in metrics)]

@@ -13,13 +13,13 @@ import torch
 from conftest import TINY, random_model, refusal, run_script, save_model
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import save_image
 
 from data import SPLITS, binarize, load_mnist
 from estimators import exact_nll, posteriors
 from model import VAE
 from train import build, parse_flags, train_one_epoch
 from utils.cli import DATA_DIR, ROOT, UserError
-from utils.images import save_grid
 from utils.photos import read_image
 from vis import common
 from vis.curves import main as curves
@@ -106,7 +106,7 @@ def test_a_traversal_moves_one_dimension_of_a_test_image_in_each_row(draw, tmp_p
 def test_reconstructions_stand_below_their_images(draw, tmp_path, mode):
     model = random_model()
     path = save_model(tmp_path / "model.pth", model, binarize=mode)
-    save_grid(load_mnist(DATA_DIR, "test")[0][3:4], 1, tmp_path / "own.png")
+    save_image(load_mnist(DATA_DIR, "test")[0][3] / 255, tmp_path / "own.png")
     drawn = draw("reconstruct", path, f"--image {tmp_path / 'own.png'}")
     own = binarize(read_image(tmp_path / "own.png")[None], mode) / 255
     given, seen, mean = drawn.images  # (1, 280, 280) each, pixel by pixel of (1, 28, 28)

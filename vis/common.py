@@ -19,7 +19,6 @@ from utils import cli
 from utils.cli import UserError
 from utils.device import pick_device, pick_precision, rng
 from utils.files import write_file
-from utils.images import tile
 
 # A colour for each digit, the same in every figure. Colour-blind readers can tell them apart, on
 # white and on black: Paul Tol's bright scheme, which ends at seven, and three more.
@@ -124,6 +123,13 @@ def scatter_digits(
         axes.text(*median, digit, weight="bold", ha="center", va="center", path_effects=outline)
         axes.plot([], [], "o", color=colour, label=digit)  # for a legend, at full opacity
     axes.add_patch(plt.Circle((0, 0), 2, fill=False, linestyle="--"))
+
+
+def tile(images: Tensor, n_columns: int) -> Tensor:
+    """Images (N, 1, H, W), row by row from the top left -> (N / n_columns * H, n_columns * W)."""
+    n, _, height, width = images.shape
+    rows = images.reshape(n // n_columns, n_columns, height, width)
+    return rows.transpose(1, 2).reshape(-1, n_columns * width)
 
 
 def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> plt.Axes:

@@ -11,8 +11,7 @@ from papers.auto_encoding_variational_bayes.experiment import Network
 from papers.auto_encoding_variational_bayes.runner import bound, make_parser, train
 from utils import cli
 from utils.device import rng
-from utils.images import tile
-from vis.common import plt, save_figure
+from vis.common import plt, save_figure, tile
 
 LATENT_DIMS, N_ROWS = (2, 5, 10, 20), 10
 

@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from estimators import Gaussians
 from model import VAE
 from utils import cli
-from utils.images import tile
-from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure
+from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure, tile
 from vis.posterior.true_posterior import Posterior, exact_elbo, modes, true_posteriors
 
 IMAGES = [126, 79, 0]  # three modes; an encoder far off; a good fit

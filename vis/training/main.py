@@ -24,8 +24,7 @@ from estimators import posteriors
 from model import VAE
 from train import AVERAGE_EVERY, Run, build, parse_flags, train_one_epoch, validate
 from utils import cli
-from utils.images import tile
-from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits
+from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # images of each frame
 N_MOMENTS = 80  # of which the first fall on the same steps: about 50 frames remain
