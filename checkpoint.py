@@ -23,15 +23,8 @@ def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict]
     plain = {name: v for name, v in vars(args).items() if isinstance(v, int | float | str)}
     content = {"config": asdict(model.config), "args": plain, "metrics": metrics}
     buffer = io.BytesIO()  # torch.save to a full disk does not say that it is full
-    torch.save(on_cpu(content | {"weights": model.state_dict()} | state), buffer)
+    torch.save(content | {"weights": model.state_dict()} | state, buffer)
     write_file(path, buffer.getbuffer())
-
-
-def on_cpu(value: object) -> object:
-    """Copies nested dicts with all tensors on the CPU, so that any machine can load them."""
-    if isinstance(value, dict):
-        return {name: on_cpu(part) for name, part in value.items()}
-    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:

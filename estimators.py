@@ -27,7 +27,6 @@ ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside is below 2e-10
 GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
 MAX_GRID = 2049  # points per axis
-N_LABELLED, N_NEIGHBOURS, N_KNN_DRAWS = 1000, 5, 20
 
 
 class Gaussians(NamedTuple):
@@ -61,10 +60,7 @@ def posterior_noise(n: int, latent_dim: int) -> Tensor:
 def elbo_terms(
     model: VAE, images: Tensor, q: Gaussians, eps: Tensor, batch_size: int = 1000
 ) -> ElboTerms:
-    """The ELBO's terms with z = mu + std * eps for the given eps (N, L).
-
-    `batch_size` affects only rounding.
-    """
+    """The ELBO's terms with z = mu + std * eps for the given eps (N, L)."""
     parts = []
     split = (part.split(batch_size) for part in (images, *q, eps))
     for chunk, mu, logvar, noise in zip(*split, strict=True):
@@ -171,22 +167,3 @@ def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
         std = (mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)).sqrt()
         mu, logvar = (mu - mu.mean(dim=0)) / std, logvar - 2 * std.log()
     return kl_per_dimension(mu, logvar).mean(dim=0)
-
-
-def knn_accuracy(
-    mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = N_KNN_DRAWS
-) -> Tensor:
-    """Accuracy of 5 nearest neighbours among 1,000 labelled images, for each of seeded draws.
-
-    `mu` (N, L) and `labels` (N,) to classify; `labelled_mu` (M, L) and `labelled` (M,) to draw
-    from. Returns (n_draws,). Ties go to the smallest label. S-VAE's protocol
-    (Davidson et al. 2018, Section 5.3).
-    """
-    accuracies = []
-    for draw in range(n_draws):
-        chosen = torch.randperm(len(labelled_mu), generator=rng(NOISE_SEED, draw))[:N_LABELLED]
-        distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
-        nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
-        votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)
-        accuracies.append((votes.argmax(dim=1) == labels).double().mean())
-    return torch.stack(accuracies)

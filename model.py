@@ -116,9 +116,7 @@ class VAE(nn.Module):
         Shapes broadcast. Without `eps`, one draw of N(0, I): (B, L).
         """
         std = torch.exp(0.5 * logvar)
-        if eps is None:
-            eps = torch.randn_like(std)
-        return mu + std * eps
+        return mu + std * (torch.randn_like(std) if eps is None else eps)
 
     def decode(self, z: Tensor) -> Tensor:
         """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); their sigmoids are pixel means.

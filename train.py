@@ -204,10 +204,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
     weights = sum(p.sum().item() for p in run.model.parameters())  # nan if the last step broke them
     if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
-        raise UserError(
-            f"the loss is not finite in epoch {epoch}; the checkpoints of earlier epochs are "
-            f"intact, start again with a smaller --lr than {args.lr}."
-        )
+        raise UserError(f"the loss is not finite in epoch {epoch}; use a smaller --lr.")
     run.metrics.append(row)
 
 
@@ -261,8 +258,7 @@ def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
         parts.append("best")
     print(" | ".join(parts), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
-        hint = "try --kl_warmup 100 or a larger --recon_weight."
-        print(f"warning: the posterior has collapsed: z is unused; {hint}")
+        print("warning: the posterior has collapsed; try --kl_warmup 100 or more --recon_weight.")
 
 
 def main() -> None:
@@ -275,8 +271,7 @@ def main() -> None:
     args.save_dir = args.save_dir or new_folder(Path("runs", name))
     last_path = args.save_dir / "last.pth"
     size = f"{sum(p.numel() for p in run.model.parameters()):,} parameters"
-    what = f"{args.arch}, {size}, latent_dim {args.latent_dim}, {args.device}, {args.precision}"
-    print(f"{what}; writing to {args.save_dir}")
+    print(f"{size}, {args.device}, {args.precision}; writing to {args.save_dir}")
     try:
         if not args.resume:
             save(run, args)

@@ -127,17 +127,3 @@ def test_the_kl_of_a_dimension_is_from_the_prior_or_from_the_aggregate_posterior
         reference = Normal(z.mean(dim=0), z.std(dim=0))
     truth = kl_divergence(posterior, reference).mean(dim=0)
     torch.testing.assert_close(est.kl_of_dimensions(q, prior), truth, atol=5e-3, rtol=1e-4)
-
-
-def test_knn_is_a_brute_force_vote():
-    generator = torch.Generator().manual_seed(0)
-    mu, known = torch.randn(1040, 2, generator=generator).split((40, 1000))
-    labels, known_labels = torch.randint(0, 3, (1040,), generator=generator).split((40, 1000))
-    n_right = 0
-    for point, label in zip(mu.tolist(), labels.tolist(), strict=True):
-        others = zip(known.tolist(), known_labels.tolist(), strict=True)
-        distances = sorted((math.dist(point, other), digit) for other, digit in others)
-        votes = [digit for _, digit in distances[:5]]
-        n_right += max(range(10), key=lambda digit: (votes.count(digit), -digit)) == label
-    accuracies = est.knn_accuracy(mu, labels, known, known_labels, n_draws=3)
-    torch.testing.assert_close(accuracies, torch.full((3,), n_right / 40, dtype=torch.float64))

@@ -1,8 +1,10 @@
 """The script evaluate.py: every metric once, and what it refuses."""
 
 import json
+import math
 
 import pytest
+import torch
 from conftest import random_model, save_model, words
 
 import data
@@ -50,3 +52,17 @@ def test_the_integral_needs_few_dimensions(run, tmp_path):
     path = save_model(tmp_path / "a.pth", random_model(latent_dim=3))
     with pytest.raises(UserError, match="--exact needs 1 or 2 latent dimensions, not 3"):
         run("--model_params", path, "--exact")
+
+
+def test_knn_is_a_brute_force_vote():
+    generator = torch.Generator().manual_seed(0)
+    mu, known = torch.randn(1040, 2, generator=generator).split((40, 1000))
+    labels, known_labels = torch.randint(0, 3, (1040,), generator=generator).split((40, 1000))
+    n_right = 0
+    for point, label in zip(mu.tolist(), labels.tolist(), strict=True):
+        others = zip(known.tolist(), known_labels.tolist(), strict=True)
+        distances = sorted((math.dist(point, other), digit) for other, digit in others)
+        votes = [digit for _, digit in distances[:5]]
+        n_right += max(range(10), key=lambda digit: (votes.count(digit), -digit)) == label
+    accuracy = evaluate.knn_accuracy(mu, labels, known, known_labels, n_draws=3)
+    assert accuracy == pytest.approx(n_right / 40)
