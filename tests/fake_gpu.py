@@ -62,6 +62,9 @@ class FakeTensor(torch.Tensor):
     def data(self, new: "FakeTensor"):  # as Module.to does
         self.raw = new.raw
 
+    def __reduce_ex__(self, protocol: int):  # in a file, whose reader maps it to the CPU
+        return self.raw.__reduce_ex__(protocol)
+
 
 def compute(op, args: tuple, kwargs: dict):
     """One operator of PyTorch, after the checks that a GPU would make."""
