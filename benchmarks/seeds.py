@@ -15,14 +15,16 @@ from benchmarks.common import OURS, SEED_OBJECTIVE, evaluate, machine, train
 from loss import N_PIXELS
 from utils import cli
 from utils.files import write_file
+from vis.common import plt, save_figure
 
-BCE, MSE = (784, 600, 1, 78, 196, 392, 1568, 7840), (1837.5, 784, 392, 4000, 2560, 11500)
-LOSSES = [f"--recon_weight {weight}" for weight in BCE] + ["--recon_weight 784 --binarize dynamic"]
-LOSSES += [f"--recon_loss mse --recon_weight {weight}" for weight in MSE]
-LOSSES += [f"{flags} --latent_dim 20" for flags in LOSSES]
+BCE, MSE = (7840, 1568, 784, 600, 392, 196, 78, 1), (11500, 4000, 2560, 1837.5, 784, 392)
+LOSSES = {f"bce {weight}": f"--recon_weight {weight}" for weight in BCE}
+LOSSES |= {"bce 784, dynamic": "--recon_weight 784 --binarize dynamic"}
+LOSSES |= {f"mse {weight}": f"--recon_loss mse --recon_weight {weight}" for weight in MSE}
+LOSSES |= {f"{name}, 20-d": f"{flags} --latent_dim 20" for name, flags in LOSSES.items()}
 RECIPES = {  # sets of them, by name: flags of train.py
     "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
-    "losses": {flags: flags for flags in LOSSES},  # of docs/losses.md
+    "losses": LOSSES,  # of docs/losses.md
 }
 N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and its pixels
 METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "gaussian_neg_elbo", "test_neg_elbo")
@@ -30,11 +32,16 @@ METRICS += ("nll", "active_units", "knn_accuracy", "train_seconds")
 COLUMNS = ("recipe", "seed", "flags", *METRICS)
 
 
-def measure(recipe: str, flags: str, seed: int, n_samples: str) -> dict:
-    """A row of the CSV: one run of train.py and one of evaluate.py. Raises UserError."""
+def measure(recipe: str, flags: str, seed: int, n_samples: str, strips: Path) -> dict:
+    """A row of the CSV: one run of train.py and one of evaluate.py. Raises UserError.
+
+    The run's last samples go to the folder `strips`.
+    """
     with TemporaryDirectory() as folder:
         best = train(f"train.py {flags} --seed {seed}", folder)
         test = evaluate(f"evaluate.py --n_importance_samples {n_samples}", folder)
+        samples = max(Path(folder, "samples").iterdir())
+        write_file(strips / f"{recipe}_{seed}.png", samples.read_bytes())
     row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
     variance = best["val_recon_loss"] if "mse" in flags else math.nan  # a Gaussian decoder's best
@@ -54,6 +61,20 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def draw_strips(recipes: list[str], strips: Path) -> None:
+    """strips.png: ten samples after each recipe's first run, 2 and 20 dimensions side by side."""
+    n_rows = len(recipes) // 2
+    figure, axes = plt.subplots(n_rows, 2, figsize=(10, 0.5 * n_rows), layout="constrained")
+    for plane, recipe in zip(axes.T.flat, recipes, strict=True):
+        plane.imshow(plt.imread(strips / f"{recipe}_{cli.SEED}.png")[:28])
+        plane.set(xticks=[], yticks=[])
+    for plane, recipe in zip(axes[:, 0], recipes, strict=False):
+        plane.set_ylabel(recipe, rotation=0, ha="right", va="center")
+    for plane, title in zip(axes[0], ("2 dimensions", "20 dimensions"), strict=True):
+        plane.set_title(title)
+    save_figure(figure, strips.parent, "strips")
+
+
 def main() -> None:
     parser = cli.parser("Trains and evaluates recipes from several seeds.")
     parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="which set of them")
@@ -66,16 +87,19 @@ def main() -> None:
         write_file(args.save_to, f"{','.join(COLUMNS)}\n".encode())
     with open(args.save_to, newline="") as file:
         known = {(row["seed"], row["flags"]): row for row in csv.DictReader(file)}
+    strips = args.save_to.with_name("strips")
     for recipe, flags in RECIPES[args.recipes].items():
         rows = []
         for seed in range(cli.SEED, cli.SEED + args.n_seeds):
             row = known.get((str(seed), flags))
             if row is None:
-                row = measure(recipe, flags, seed, N_SAMPLES[args.recipes])
+                row = measure(recipe, flags, seed, N_SAMPLES[args.recipes], strips)
                 with open(args.save_to, "a", newline="") as file:
                     csv.DictWriter(file, COLUMNS).writerow(row)
             rows.append(row)
         print(row_of_table(recipe, rows), flush=True)
+    if args.recipes == "losses":
+        draw_strips(list(LOSSES), strips)
 
 
 if __name__ == "__main__":

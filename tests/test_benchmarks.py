@@ -76,11 +76,12 @@ def test_seeds_go_on_where_they_stopped(tiny_run, tmp_path, monkeypatch, capsys)
     assert printed.endswith("| nan | 3.5 +- 2.1 | 2 +- 0 | 2 +- 0 | 0.5 +- 0 | 3 +- 0 |\n")
 
 
-def test_seeds_give_a_gaussian_decoder_its_best_variance(monkeypatch):
+def test_seeds_give_a_gaussian_decoder_its_best_variance(tiny_run, tmp_path, monkeypatch):
     best = {name: 0.0 for name in seeds.METRICS} | {"val_recon_loss": 0.04, "val_kld_loss": 7.0}
     monkeypatch.setattr(seeds, "train", lambda command, folder: best | {"run_seconds": 1.0})
     monkeypatch.setattr(seeds, "evaluate", lambda command, folder: {"neg_elbo": 0.0})
-    row = seeds.measure("mse", "--recon_loss mse", 888, "")
+    monkeypatch.setattr(seeds, "TemporaryDirectory", lambda: nullcontext(tiny_run))
+    row = seeds.measure("mse", "--recon_loss mse", 888, "", tmp_path)
     errors = torch.full((784,), 0.2)  # a squared error of 0.04 per pixel
     bounds = [7 - Normal(0, v**0.5).log_prob(errors).sum().item() for v in (0.038, 0.04, 0.042)]
     assert min(bounds) == bounds[1] == pytest.approx(row["gaussian_neg_elbo"], rel=1e-5)
