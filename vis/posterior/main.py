@@ -20,7 +20,7 @@ from vis.posterior.true_posterior import Posterior, measure, modes
 
 IMAGES = [126, 79, 0]  # three modes; an encoder far off; a good fit
 N_SUMMARISED = 1000  # test images
-MIN_CELLS = 400  # of a posterior that is drawn
+MIN_CELLS = 500  # of a posterior that is drawn
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
