@@ -25,6 +25,7 @@ from vis import common
 from vis.curves import main as curves
 from vis.curves.main import read_metrics
 from vis.posterior import main as posterior
+from vis.posterior.true_posterior import exact_elbo
 from vis.training import main as training
 
 N_TEST = 1000  # test images that a figure in this process sees
@@ -158,7 +159,7 @@ def test_a_posterior_figure_says_what_the_encoder_misses(draw, monkeypatch, tmp_
     draw("posterior", save_model(tmp_path / "2d.pth", model), "--image_index 5 2")
     images = load_mnist(DATA_DIR, "test")[0][[5, 2]]
     nll, _, _ = exact_nll(model, images, 65)
-    gap = -nll - posterior.exact_elbo(model, images, posteriors(model, images))
+    gap = -nll - exact_elbo(model, images, posteriors(model, images))
     titles = [axes.get_title() for axes in drawn[0].axes[::2]]
     assert titles == [f"q misses {nats:.1f} nats" for nats in gap]
     with pytest.raises(common.NotApplicable, match="2 latent dimensions"):

@@ -30,7 +30,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser that shows defaults, takes no abbreviated flags and expands ~ in paths."""
     parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=_HelpFormatter
+        sys.argv[0], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
     parser._negative_number_matcher = re.compile(r"-\.?\d")  # Python 3.14's: -3e0 is a number

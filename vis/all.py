@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from vis.common import NotApplicable, make_parser, run_name
+from vis.common import NotApplicable, figures_of, make_parser
 
 
 def main() -> None:
     args = make_parser("Draws the figures of a model; each prints its path.").parse_args()
-    folder = str(args.save_dir or Path("figures", run_name(args.model_params)))
+    folder = str(args.save_dir or figures_of(args.model_params))
     names = {path.parent.name for path in Path(__file__).parent.glob("*/main.py")}
     commands = [[name, *sys.argv[1:]] for name in sorted(names - {"curves", "training"})]
     commands.append(["decoder_output", "--quantile", *sys.argv[1:]])

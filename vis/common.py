@@ -31,10 +31,10 @@ class NotApplicable(UserError):
     """This kind of model has no such figure."""
 
 
-def run_name(path: Path) -> str:
-    """vae_mnist of a file vae_mnist.pth; with the run's folder, MNIST_mlp_2d_best of a best.pth."""
+def figures_of(path: Path) -> Path:
+    """figures/vae_mnist of vae_mnist.pth; with the run's folder, figures/run_best of a best.pth."""
     is_named = path.stem not in ("best", "last", "metrics")
-    return path.stem if is_named else f"{path.resolve().parent.name}_{path.stem}"
+    return Path("figures", path.stem if is_named else f"{path.resolve().parent.name}_{path.stem}")
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -50,15 +50,13 @@ def make_parser(description: str) -> ArgumentParser:
 
 
 def load_model(args: Namespace) -> tuple[VAE, dict, str]:
-    """The model of --model_params, its checkpoint, and its name for titles. Raises UserError.
-
-    Without --save_dir the figures go to figures/<the weights' name>.
-    """
-    args.save_dir = args.save_dir or Path("figures", run_name(args.model_params))
+    """The model of --model_params, its checkpoint and its name in titles. Raises UserError."""
+    figures = figures_of(args.model_params)
+    args.save_dir = args.save_dir or figures
     model, checkpoint = load_checkpoint(args.model_params, pick_device(args.device))
     config, trained = model.config, checkpoint["args"]
     pixels = "grey" if trained["binarize"] == "none" else "binarised"
-    name = f"{run_name(args.model_params)}: {pixels} {trained['dataset']}, {config.arch}, "
+    name = f"{figures.name}: {pixels} {trained['dataset']}, {config.arch}, "
     name += f"{config.latent_dim}-dimensional z"
     return model, checkpoint, name + ", flow prior" * (config.prior == "flow")
 
@@ -81,11 +79,13 @@ class EncodedTestSet:
         prior = model.config.prior
         self.kl = kl_of_dimensions(q, prior).cpu()  # (L,), nats
         self.by_kl = self.kl.argsort(descending=True).tolist()  # the most informative first
+        self.plane = [0, 1] if len(self.kl) == 2 else self.by_kl[:2]  # the dimensions of a map
         self.mu, self.logvar = (part.cpu() for part in q)  # (N, L) each
         self.model = model.cpu().requires_grad_(False)
         self.model.precision = "fp32"
         self.u, _ = self.model.prior.to_normal(self.mu)  # (N, L): mu unless the prior is a flow
         self.symbol = "u" if prior == "flow" else "z"  # of a coordinate of u, in labels
+        self.axis_labels = {f"{axis}label": f"${self.symbol}_{d}$" for axis, d in ("x1", "y2")}
 
     def decode(self, z: Tensor) -> Tensor:
         """z (..., L) -> pixel means (n, 1, 28, 28) in [0, 1]."""
@@ -95,31 +95,23 @@ class EncodedTestSet:
         """Decodes u ~ N(0, I), which the prior maps to z: (..., L) -> (n, 1, 28, 28)."""
         return self.decode(self.model.prior.from_normal(u))
 
-    def plane(self) -> list[int]:
-        """The two dimensions of a figure with two axes. Raises NotApplicable if z has only one."""
-        if len(self.kl) == 1:
-            raise NotApplicable("the plane needs at least 2 latent dimensions; use vis/traversal.")
-        return [0, 1] if len(self.kl) == 2 else self.by_kl[:2]
-
 
 def plane_grid(coordinates: Tensor) -> Tensor:
     """Points of a plane, row by row from the top left as one looks at a plot: (n,) -> (n, n, 2)."""
     return torch.stack(torch.meshgrid(coordinates, coordinates.flip(0), indexing="xy"), dim=-1)
 
 
-def scatter_digits(
-    axes: plt.Axes, points: Tensor, labels: Tensor, size: float, alpha: float
-) -> None:
-    """Dots at `points` (N, 2) in the colours of their digits, `labels` (N,), in shuffled order.
+def scatter_digits(axes: plt.Axes, u: Tensor, labels: Tensor, size: float, alpha: float) -> None:
+    """Dots at u (N, 2) in the colours of their digits, `labels` (N,), in shuffled order.
 
     Each digit is written at its median. A circle marks 2 standard deviations of N(0, I).
     """
     order = torch.randperm(len(labels), generator=rng(0))
     colours = [DIGIT_COLOURS[label] for label in labels[order]]
-    axes.scatter(*points[order].T, s=size, c=colours, alpha=alpha, linewidths=0)
+    axes.scatter(*u[order].T, s=size, c=colours, alpha=alpha, linewidths=0)
     outline = [withStroke(linewidth=3, foreground="white")]
     for digit, colour in enumerate(DIGIT_COLOURS):
-        median = points[labels == digit].median(dim=0).values
+        median = u[labels == digit].median(dim=0).values
         axes.text(*median, digit, weight="bold", ha="center", va="center", path_effects=outline)
         axes.plot([], [], "o", color=colour, label=digit)  # for a legend, at full opacity
     axes.add_patch(plt.Circle((0, 0), 2, fill=False, linestyle="--"))
@@ -145,6 +137,7 @@ def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None =
     axes.imshow(picture, cmap="gray", vmin=0, vmax=1, aspect="auto", extent=extent or cells)
     if extent is None:
         axes.set(xticks=[], yticks=[])
+        axes.tick_params(length=0)
     return axes
 
 

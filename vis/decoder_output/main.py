@@ -28,16 +28,17 @@ def main() -> None:
     n, low, high = args.n_cells, args.latent_min, args.latent_max
     test_set = EncodedTestSet(args, needs_plane=True)
 
-    labels = [f"${test_set.symbol}_{d}$" for d in (1, 2)]
+    labels = test_set.axis_labels
     if args.quantile:
         coordinates, extent = torch.special.ndtri((torch.arange(n) + 0.5) / n), (0, 1, 0, 1)
-        labels, title = [f"quantile of {label}" for label in labels], "Quantiles of the prior"
+        labels = {axis: f"quantile of {label}" for axis, label in labels.items()}
+        title = "Quantiles of the prior"
     else:
         coordinates, half_cell = torch.linspace(low, high, n), (high - low) / (n - 1) / 2
         extent, title = (low - half_cell, high + half_cell) * 2, "The latent plane"
     images = test_set.decode_normal(plane_grid(coordinates))
     axes = draw_grid(images, n, f"{title}, decoded\n{test_set.name}", extent)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set(**labels)
     save_figure(axes.figure, args.save_dir, "decoder_output" + "_quantile" * args.quantile)
 
 

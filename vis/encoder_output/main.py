@@ -1,8 +1,6 @@
 """Where the encoder puts the test images in a two-dimensional latent space, by digit.
 
 python3 vis/encoder_output/main.py --model_params pretrained/vae_mnist.pth
-
-With a flow the posterior means are shown as u, which the prior maps to z. Few lie beyond the axes.
 """
 
 import sys
@@ -19,9 +17,7 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(5.5, 5.5))
     scatter_digits(axes, test_set.u, test_set.labels, size=5, alpha=0.6)
     title = f"Posterior means of {len(test_set.u):,} test images\n{test_set.name}"
-    labels = [f"${test_set.symbol}_{d}$" for d in (1, 2)]
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-    axes.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal")
+    axes.set(title=title, xlim=(-4, 4), ylim=(-4, 4), aspect="equal", **test_set.axis_labels)
     axes.legend(title="digit", loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, args.save_dir, "encoder_output_mean")
 

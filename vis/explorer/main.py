@@ -4,14 +4,12 @@ python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir 
 
 explorer.html runs offline. It carries the test images, their posteriors and the network itself, as
 layers that the page interprets: the decoder with 16 bits for each weight, the encoder with 8. The
-map shows u ~ N(0, I), which the prior maps to z. In two dimensions the page integrates p(x|u) p(u)
-too, and shades the map by the true posterior.
+map shows u ~ N(0, I), which the prior maps to z.
 """
 
 import base64
 import gzip
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -19,19 +17,18 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from estimators import Gaussians, log_joint
 from layers import LinearPlusMLP, Residual
 from model import IMAGE_SHAPE
 from utils import cli
 from utils.cli import UserError
-from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, save_file
-from vis.posterior.true_posterior import Posterior, exact_elbo, modes
+from vis.common import DIGIT_COLOURS, EncodedTestSet, NotApplicable, make_parser, save_file
+from vis.posterior.true_posterior import measure, modes
 
 PAGE = Path(__file__).with_name("page.html")  # where each of these names gives way to its file
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_CHOSEN_FROM, STEP = 100, 0.035  # images of which presets are chosen, their posteriors' cells
+N_CHOSEN_FROM = 60  # images of which presets are chosen
 
 
 class Payload(bytearray):
@@ -45,18 +42,13 @@ class Payload(bytearray):
 
     def put_weights(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> dict:
         """The weights (outputs, inputs, ...) in int16 or int8, the few biases in float32."""
-        integers, scale = to_integers(layer.weight, dtype)
+        # In 16 bits this is closer than half precision, which spends five of them on an exponent.
+        largest = layer.weight.flatten(1).abs().amax(dim=1)  # of each output
+        scale = largest.clamp(min=1e-30) / torch.iinfo(dtype).max
+        integers = (layer.weight.flatten(1) / scale[:, None]).round()
         place = {"outputs": layer.weight.shape[0], "inputs": layer.weight.shape[1]}
         place |= {"weight": self.put(integers, dtype), "scale": self.put(scale, torch.float32)}
         return place | {"bias": None if layer.bias is None else self.put(layer.bias, torch.float32)}
-
-
-def to_integers(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`weight` (outputs, inputs, ...) as whole numbers, and a scale for each output, in float32."""
-    # In 16 bits this is closer than half precision, which spends five of them on an exponent.
-    largest = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-    scale = largest.clamp(min=1e-30) / torch.iinfo(dtype).max
-    return (weight / scale).round(), scale
 
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
@@ -73,10 +65,8 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
                 layer = {"op": "silu"}
             case nn.Linear():
                 layer = {"op": "linear"} | payload.put_weights(module, dtype)
-            case nn.Conv2d(kernel_size=(3, 3), padding=(1, 1), stride=(1, 1)):
-                layer = {"op": "conv3x3"} | payload.put_weights(module, dtype)
-            case nn.Conv2d(kernel_size=(1, 1), padding=(0, 0), stride=(1, 1)):
-                layer = {"op": "conv1x1"} | payload.put_weights(module, dtype)
+            case nn.Conv2d(kernel_size=(1 | 3 as size, _)):
+                layer = {"op": f"conv{size}x{size}"} | payload.put_weights(module, dtype)
             case Residual():
                 layer = {"op": "residual", "layers": list_layers(module.f, payload, dtype)}
             case LinearPlusMLP():
@@ -96,22 +86,12 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
 
 
 def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
-    """Test images with a posterior in two places, an encoder far off, a good fit; [] if not 2-d."""
-    n = min(n_images, N_CHOSEN_FROM)
-    if len(test_set.kl) != 2 or n < 3:
-        return []
-    images, q = test_set.images[:n], Gaussians(test_set.mu[:n], test_set.logvar[:n])
-    cells = torch.cartesian_prod(torch.arange(-86, 87), torch.arange(-86, 87))  # (P, 2)
-    log_joints = log_joint(test_set.model, images.flatten(1) / 255, STEP * cells).double()  # (n, P)
-    log_p = log_joints.logsumexp(dim=1) + 2 * math.log(STEP)  # (n,)
-    kl = log_p - exact_elbo(test_set.model, images, q, n_nodes=6)  # (n,): KL(q(z|x) || p(z|x))
-    found = (Posterior(cells, STEP * cells, row, STEP, 0.0) for row in log_joints - log_p[:, None])
-    second = [sorted((0.0, *modes(posterior)[1].tolist()))[-2] for posterior in found]  # shares
-    n_cells = (log_joints > log_joints.amax(dim=1, keepdim=True) - 4.5).sum(dim=1)
-    sure = kl.where((kl > 0) & (n_cells >= 50), math.inf)  # of fewer cells, log p(x) is inexact
+    """Test images with a posterior in two places, an encoder far off, a good fit."""
+    found, kl = measure(test_set, list(range(min(n_images, N_CHOSEN_FROM))))
+    second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # shares
     # Of those with a quarter of the mass in a second mode, the one whose encoder is closest.
-    twofold = min(range(n), key=lambda i: (-min(second[i], 0.25), sure[i]))
-    return [twofold, kl.argmax().item(), sure.argmin().item()]
+    twofold = min(range(len(found)), key=lambda i: (-min(second[i], 0.25), kl[i]))
+    return [twofold, kl.argmax().item(), kl.argmin().item()]
 
 
 def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> bytes:
@@ -126,18 +106,18 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "name": test_set.name,
         "symbol": test_set.symbol,
         "colours": DIGIT_COLOURS,
-        "plane": test_set.plane(),
+        "plane": test_set.plane,
         "sliders": [d for d in test_set.by_kl if test_set.kl[d] >= 0.05 and len(test_set.kl) > 2],
         "kl": test_set.kl.tolist(),  # of each dimension, nats; 0.0 in its one decimal has no slider
         "reach": reach,  # half the width of the first map and of every slider
         "farthest": FARTHEST,
-        "presets": presets(test_set, n_images),
+        "presets": presets(test_set, n_images) if len(test_set.kl) == 2 else [],
         "binary": bool(((images == 0) | (images == 255)).all()),  # then a drawing is binarised too
         "images": payload.put(images[:n_images], torch.uint8),
         "labels": payload.put(test_set.labels[:n_images], torch.uint8),
         "mu": payload.put(test_set.mu[:n_images], torch.float32),
         "logvar": payload.put(test_set.logvar[:n_images], torch.float32),
-        "points": payload.put(test_set.u[:n_images, test_set.plane()], torch.float32),
+        "points": payload.put(test_set.u[:n_images, test_set.plane], torch.float32),
         "decoder": list_layers(model.decoder, payload, torch.int16),
         "outputBias": payload.put(model.output_bias, torch.float32),
         "couplings": flow,
@@ -156,6 +136,8 @@ def main() -> None:
     parser.add_argument("--n_images", type=cli.number(1, 10_000), default=10_000, help="to carry")
     args = parser.parse_args()
     test_set, n_images = EncodedTestSet(args), args.n_images
+    if len(test_set.kl) == 1:
+        raise NotApplicable("the map needs at least 2 latent dimensions; use vis/traversal.")
     page = make_page(test_set, n_images, with_encoder=True)
     if len(page) > MAX_BYTES:
         page = make_page(test_set, n_images, with_encoder=False)

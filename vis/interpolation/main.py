@@ -33,7 +33,6 @@ def main() -> None:
     for boundary in (1, N_STEPS + 1):
         axes.axvline(boundary, color="white", linewidth=2)
     axes.set_xticks([0.5, N_STEPS / 2 + 1, N_STEPS + 1.5], ["image", "decoded", "image"])
-    axes.tick_params(length=0)
     save_figure(axes.figure, args.save_dir, "interpolation")
 
 

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from estimators import Gaussians
 from model import VAE
 from utils import cli
 from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure, tile
-from vis.posterior.true_posterior import Posterior, exact_elbo, modes, true_posteriors
+from vis.posterior.true_posterior import Posterior, measure, modes
 
 IMAGES = [126, 79, 0]  # three modes; an encoder far off; a good fit
 N_SUMMARISED = 1000  # test images
-MIN_CELLS, FEW_CELLS = 400, 100  # of a posterior that is drawn, that is only measured
+MIN_CELLS = 500  # of a posterior that is drawn
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
@@ -29,16 +28,6 @@ LEGEND = {  # label -> look in each plane
     "encoder's q(z|x): mean, 1 and 2 standard deviations": {"color": RED, **DOT},
     "highest mode of p(z|x)": {"color": YELLOW, "linestyle": "none", **DOT},
 }
-
-
-def measure(
-    test_set: EncodedTestSet, indices: list[int], min_cells: int
-) -> tuple[list[Posterior], Tensor]:
-    """The true posteriors of these test images, and KL(q(z|x) || p(z|x)) in nats (N,)."""
-    images, q = test_set.images[indices], Gaussians(test_set.mu[indices], test_set.logvar[indices])
-    found = true_posteriors(test_set.model, images, min_cells)
-    elbo = exact_elbo(test_set.model, images, q)
-    return found, torch.tensor([posterior.log_evidence for posterior in found]) - elbo
 
 
 def rings(model: VAE, mu: Tensor, logvar: Tensor) -> list[Tensor]:
@@ -57,21 +46,19 @@ def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Poste
     top = posterior.u[depth.argmin()]
     plane.plot(*test_set.u[index], color=RED, **DOT)
     plane.plot(*top, color=YELLOW, **DOT)
-    labels = [f"${test_set.symbol}_{d}$" for d in (1, 2)]
-    plane.set(box_aspect=1, xlabel=labels[0], ylabel=labels[1])
+    plane.set(box_aspect=1, **test_set.axis_labels)
     plane.margins(0.1)
     plane.locator_params(nbins=4)
     return top
 
 
 def draw_images(test_set: EncodedTestSet, indices: list[int], folder: Path) -> None:
-    """posterior.png: three images per row, each a plane above the image and its reconstructions."""
-    n_rows = math.ceil(len(indices) / 3)
-    figure = plt.figure(figsize=(3 * min(3, len(indices)), 4.9 * n_rows), layout="constrained")
-    grid = figure.add_gridspec(2 * n_rows, min(3, len(indices)), height_ratios=(3, 1) * n_rows)
+    """posterior.png: for each image a plane, above the image and its reconstructions."""
+    figure = plt.figure(figsize=(3 * len(indices), 4.9), layout="constrained")
+    grid = figure.add_gridspec(2, len(indices), height_ratios=(3, 1))
     found, kl = measure(test_set, indices, MIN_CELLS)
     for i, index in enumerate(indices):
-        plane, strip = (figure.add_subplot(grid[i // 3 * 2 + part, i % 3]) for part in (0, 1))
+        plane, strip = (figure.add_subplot(grid[part, i]) for part in (0, 1))
         top = draw(plane, test_set, index, found[i])
         plane.set_title(f"q misses {kl[i]:.1f} nats", weight="bold")
         decoded = test_set.decode_normal(torch.stack((test_set.u[index], top)))
@@ -96,8 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     test_set = EncodedTestSet(args, needs_plane=True)
     if args.summary:
-        found, kl = measure(test_set, list(range(N_SUMMARISED)), FEW_CELLS)
-        several = sum(len(modes(posterior)[0]) > 1 for posterior in found) / len(found)
+        found, kl = measure(test_set, list(range(N_SUMMARISED)))
+        several = sum(len(modes(posterior)) > 1 for posterior in found) / len(found)
         worst = kl.sort(descending=True).values[: len(kl) // 10].sum() / kl.sum()
         print(f"q misses {kl.mean():.2f} nats on average, {kl.median():.2f} in the median;")
         print(f"the worst tenth of {len(kl):,} test images makes up {worst:.0%} of that;")

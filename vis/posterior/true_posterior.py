@@ -5,7 +5,6 @@ densities are in nats; models and images are on the CPU.
 """
 
 import math
-from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
 
@@ -16,14 +15,16 @@ from tqdm import tqdm
 
 from estimators import GRID_LIMIT, Gaussians, elbo_terms, log_joint
 from model import VAE
+from vis.common import EncodedTestSet
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
-TOLERANCE = 3e-3  # nats: cells are small enough if halving them moves log p(x) by less
+FEW_CELLS = 100  # of a posterior that is only measured
+TOLERANCE = 0.03  # nats: cells are small enough if halving them moves log p(x) by less
 DEPTH = 10.0  # nats below its peak, where a posterior is cut off
 NARROWEST = 0.006  # standard deviation of the narrowest peak that no grid may overlook
 REGION_MASS, MODE_MASS = 0.9, 0.01  # of the posterior: the region of all modes, the smallest mode
+N_NODES = 10  # of the Gauss-Hermite rule, along each axis of z
 CHUNK = 2048  # points that are decoded at once
-LogJoint = Callable[[Tensor, Tensor], Tensor]  # numbers of images (B,), u (P, 2) -> (B, P)
 
 
 class Posterior(NamedTuple):
@@ -36,108 +37,98 @@ class Posterior(NamedTuple):
     log_evidence: float  # log p(x)
 
 
-def evaluate(log_joint_at: LogJoint, image: Tensor, cells: Tensor, n: int) -> Tensor:
-    """log p(x, u) of P pairs of an image (P,) and a cell (P, 2) of the grid with n * n cells: (P,).
-
-    A cell that several images share is decoded once.
-    """
-    images, row = image.unique(return_inverse=True)
-    shared, column = (n * cells[:, 0] + cells[:, 1]).unique(return_inverse=True)
-    values = torch.empty(len(image))
-    chunks = tqdm(shared.split(CHUNK), f"{n} cells per axis", leave=False, disable=None)
-    for number, chunk in enumerate(chunks):
-        u = centres(torch.stack((chunk // n, chunk % n), dim=1), n)
-        (pairs,) = (column // CHUNK == number).nonzero(as_tuple=True)
-        values[pairs] = log_joint_at(images, u)[row[pairs], column[pairs] % CHUNK]
-    return values
-
-
 def centres(cells: Tensor, n: int) -> Tensor:
     """The points u of cells (..., 2) of the grid with n * n cells."""
     return (cells + 0.5) * (2 * GRID_LIMIT / n) - GRID_LIMIT
 
 
-def kept_depth(n: int) -> float:
-    """Nats below the peak at the centre of a cell that somewhere still reaches DEPTH.
+def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[int, Tensor]:
+    """log p(x, u) of some images, by number, at cells (P, 2) of the grid with n * n cells: (P,).
 
-    The bound holds for Gaussian peaks with a standard deviation of at least NARROWEST.
+    A cell that several images share is decoded once.
     """
-    return (math.sqrt(DEPTH) + GRID_LIMIT / n / NARROWEST) ** 2
+    sizes = [len(own) for own in cells.values()]
+    image, pairs = torch.tensor([*cells]).repeat_interleave(torch.tensor(sizes)), [*cells.values()]
+    shared, column = (torch.cat(pairs) @ torch.tensor([n, 1])).unique(return_inverse=True)
+    values = torch.empty(len(image))
+    chunks = tqdm(shared.split(CHUNK), f"{n} cells per axis", leave=False, disable=None)
+    for number, chunk in enumerate(chunks):
+        (here,) = (column // CHUNK == number).nonzero(as_tuple=True)
+        images, row = image[here].unique(return_inverse=True)
+        u = centres(torch.stack((chunk // n, chunk % n), dim=1), n)
+        values[here] = log_joint(model, x[images], u)[row, column[here] % CHUNK]
+    return dict(zip(cells, values.split(sizes), strict=True))
 
 
 @torch.no_grad()
-def adaptive_posteriors(log_joint_at: LogJoint, n_images: int, min_cells: int) -> list[Posterior]:
-    """The posteriors of N images, whose cells are halved until they are small and many enough."""
-    n, found = COARSEST, [None] * n_images
-    quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # of a cell
-    cells = torch.cartesian_prod(torch.arange(n), torch.arange(n))
-    chunks = centres(cells, n).split(CHUNK)
-    table = torch.cat([log_joint_at(torch.arange(n_images), u) for u in chunks], dim=1)
-    image, place = (table > table.amax(dim=1, keepdim=True) - kept_depth(n)).nonzero(as_tuple=True)
-    cells, values = cells[place], table[image, place]  # of P pairs of an image and a cell
-    log_evidence = torch.full((n_images,), -math.inf, dtype=torch.float64)
-    while True:
-        peak = torch.full((n_images,), -math.inf).scatter_reduce(0, image, values, "amax")
-        depth, step, before = peak[image] - values, 2 * GRID_LIMIT / n, log_evidence
-        total = torch.zeros_like(before).index_add(0, image, torch.exp(-depth.double()))
-        log_evidence = peak + total.log() + 2 * math.log(step)  # (N,)
-        inside, counts = depth < DEPTH, image.bincount(minlength=n_images)
-        is_done = image[inside].bincount(minlength=n_images) >= min_cells
-        is_done &= (log_evidence - before).abs() < TOLERANCE
-        is_done = (is_done | torch.tensor(n == FINEST)) & (counts > 0)
-        for i in is_done.nonzero().flatten().tolist():
-            mine, log_p = inside & (image == i), log_evidence[i].item()
-            density = values[mine].double() - log_p
-            found[i] = Posterior(cells[mine], centres(cells[mine], n), density, step, log_p)
-        kept = (depth < kept_depth(n)) & ~is_done[image]
-        if not kept.any():
-            return found
-        image, n = image[kept].repeat_interleave(4), 2 * n
-        cells = (2 * cells[kept][:, None] + quarters).flatten(0, 1)
-        values = evaluate(log_joint_at, image, cells, n)
-
-
 def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterior]:
-    """The true posteriors of images (N, 1, 28, 28) uint8, with at least `min_cells` cells each."""
-    x = images.flatten(1) / 255  # (N, 784)
-    return adaptive_posteriors(lambda i, u: log_joint(model, x[i], u), len(x), min_cells)
+    """Those of images (N, 1, 28, 28) uint8, whose cells are halved until small and many enough."""
+    x, n, found = images.flatten(1) / 255, COARSEST, [None] * len(images)  # x (N, 784)
+    every = torch.cartesian_prod(torch.arange(n), torch.arange(n))
+    quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # of a cell
+    table = torch.cat([log_joint(model, x, u) for u in centres(every, n).split(CHUNK)], dim=1)
+    cells, values = dict.fromkeys(range(len(x)), every), dict(enumerate(table))
+    log_p = dict.fromkeys(cells, -math.inf)
+    while True:
+        step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
+        # Cells whose centres are deeper do not reach DEPTH if no Gaussian peak is too narrow.
+        kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
+        for i, own in cells.items():
+            log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)
+            depth = values[i].max() - values[i]
+            inside, kept = depth < DEPTH, own[depth < kept_depth]
+            is_done = inside.sum() >= min_cells and abs(log_p[i] - before[i]) < TOLERANCE
+            if is_done or n == FINEST:
+                density, own = values[i][inside].double() - log_p[i], own[inside]
+                found[i] = Posterior(own, centres(own, n), density, step, log_p[i])
+            else:
+                next_cells[i] = (2 * kept[:, None] + quarters).flatten(0, 1)
+        if not next_cells:
+            return found
+        cells, n = next_cells, 2 * n
+        values = evaluate(model, x, cells, n)
 
 
-def modes(posterior: Posterior) -> tuple[Tensor, Tensor]:
-    """The modes, the highest first: their highest points u (M, 2), their shares of the mass (M,).
+def modes(posterior: Posterior) -> list[float]:
+    """The masses of the connected pieces of the smallest region that holds REGION_MASS.
 
-    A mode is a connected piece of the smallest region with REGION_MASS of the posterior's mass, if
-    it has at least MODE_MASS.
+    Pieces below MODE_MASS do not count.
     """
     mass = posterior.log_density.exp() * posterior.step**2
     order = mass.argsort(descending=True)
     region = order[: (mass[order].cumsum(dim=0) < REGION_MASS * mass.sum()).sum() + 1]
-    left = dict(zip(map(tuple, posterior.cells[region].tolist()), region.tolist(), strict=True))
-    pieces = []
+    cells = map(tuple, posterior.cells[region].tolist())
+    left = dict(zip(cells, mass[region].tolist(), strict=True))
+    masses = []
     while left:
-        front = [next(iter(left))]  # the highest cell that is left
-        piece = [left.pop(front[0])]
+        first, total = left.popitem()
+        front = [first]
         while front:
             row, column = front.pop()
             around = product((row - 1, row, row + 1), (column - 1, column, column + 1))
             reached = [cell for cell in around if cell in left]
             front += reached
-            piece += map(left.pop, reached)
-        if mass[piece].sum() >= MODE_MASS:
-            pieces.append(piece)
-    tops = [piece[0] for piece in pieces]
-    return posterior.u[tops], torch.stack([mass[piece].sum() for piece in pieces])
+            total += sum(map(left.pop, reached))
+        masses.append(total)
+    return [total for total in masses if total >= MODE_MASS]
 
 
-def exact_elbo(model: VAE, images: Tensor, q: Gaussians, n_nodes: int = 12) -> Tensor:
-    """The ELBO by the Gauss-Hermite rule with `n_nodes` along each axis of z: (N,).
-
-    log p(x) less this is KL(q(z|x) || p(z|x)), without any noise.
-    """
-    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(n_nodes))
+def exact_elbo(model: VAE, images: Tensor, q: Gaussians) -> Tensor:
+    """The ELBO by the Gauss-Hermite rule, without any noise: (N,)."""
+    nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(N_NODES))
     weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # of sum 1
     neg_elbo = torch.zeros(len(images), dtype=torch.float64)
     for eps, weight in zip(torch.cartesian_prod(nodes, nodes).float(), weights, strict=True):
         terms = elbo_terms(model, images, q, eps.expand(len(images), 2))
         neg_elbo += weight * (terms.recon + terms.kl)
     return -neg_elbo
+
+
+def measure(
+    test_set: EncodedTestSet, indices: list[int], min_cells: int = FEW_CELLS
+) -> tuple[list[Posterior], Tensor]:
+    """The true posteriors of these test images, and KL(q(z|x) || p(z|x)) in nats (N,)."""
+    images, q = test_set.images[indices], Gaussians(test_set.mu[indices], test_set.logvar[indices])
+    found = true_posteriors(test_set.model, images, min_cells)
+    log_evidence = torch.tensor([posterior.log_evidence for posterior in found])
+    return found, log_evidence - exact_elbo(test_set.model, images, q)

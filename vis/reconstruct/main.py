@@ -1,8 +1,5 @@
 """Reconstructions from the posterior mean, of test images or of your own pictures.
 
-Each test image stands above its reconstruction. A picture of your own stands at the left, what
-the model sees of it in the middle, the reconstruction at the right.
-
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --n_images 30
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image my_seven.png
 """
@@ -26,13 +23,12 @@ from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 def enlarged(image: np.ndarray) -> torch.Tensor:
     """A picture (H, W) in [0, 255], with pixels that one can count: (1, 280, 280) in [0, 1]."""
-    picture = Image.fromarray(image).convert("L")
-    square = ImageOps.pad(picture, (280, 280), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(square))[None] / 255
+    picture = ImageOps.pad(Image.fromarray(image).convert("L"), (280, 280), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(picture))[None] / 255
 
 
 def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
-    """A row for each picture, which the model sees as its image (N, 1, 28, 28) uint8."""
+    """A row for each picture: itself, its image (N, 1, 28, 28) uint8, the reconstruction."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):
@@ -58,9 +54,8 @@ def draw_test_images(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figu
 
 def main() -> None:
     parser = make_parser("Draws images beside their reconstructions.")
-    add = parser.add_argument
-    add("--n_images", type=number(1, 1000), default=30, help="test images, drawn at random")
-    add("--image", type=Path, nargs="+", help="reconstruct these pictures of a digit instead")
+    parser.add_argument("--n_images", type=number(1, 1000), default=30, help="random test images")
+    parser.add_argument("--image", type=Path, nargs="+", help="your pictures of a digit instead")
     args = parser.parse_args()
     own = [read_image(path) for path in args.image or ()]  # before the slower work
     test_set = EncodedTestSet(args)

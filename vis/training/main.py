@@ -3,7 +3,7 @@
 python3 vis/training/main.py
 
 Left, the posterior means of the first 2,000 test images; right, the plane, decoded; with a flow
-both before it. The -ELBO is that of the first 1,000 validation images. Flags: those of train.py.
+both before it. The -ELBO is that of the first 1,000 validation images.
 """
 
 import io
@@ -24,6 +24,7 @@ from estimators import posteriors
 from model import VAE
 from train import AVERAGE_EVERY, Run, build, parse_flags, train_one_epoch, validate
 from utils import cli
+from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # images of each frame
@@ -73,7 +74,11 @@ def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: tuple[str, str]) -> I
 
 
 def main() -> None:
-    args = parse_flags(["--n_epochs", "9", *sys.argv[1:]])
+    parser = cli.parser("Trains a model and films its latent space. Flags: those of train.py, and:")
+    parser.add_argument("--n_epochs", type=number(1), default=9, help="of the training")
+    parser.add_argument("--save_dir", type=Path, default="figures", help="folder of the film")
+    own, others = parser.parse_known_args()
+    args = parse_flags([f"--n_epochs={own.n_epochs}", *others])
     if args.latent_dim != 2 or args.resume:
         raise NotApplicable("a film shows a new run with 2 latent dimensions; change the flags.")
     train = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
@@ -93,7 +98,7 @@ def main() -> None:
     durations, gif = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS], io.BytesIO()
     how = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}
     pictures[0].save(gif, "GIF", **how)
-    save_file((args.save_dir or Path("figures")) / "training.gif", gif.getvalue())
+    save_file(own.save_dir / "training.gif", gif.getvalue())
 
 
 if __name__ == "__main__":

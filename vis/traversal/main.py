@@ -19,8 +19,7 @@ N_STEPS = 11  # images in a row; the one in the middle has not moved
 
 def main() -> None:
     parser = make_parser("Moves a test image along one latent dimension at a time.")
-    index = number(0, 9999)
-    parser.add_argument("--image_index", type=index, default=9, help="the test image to move")
+    parser.add_argument("--image_index", type=number(0, 9999), default=9, help="the image to move")
     args = parser.parse_args()
     test_set = EncodedTestSet(args)
     dimensions = test_set.by_kl[:MAX_ROWS]
@@ -38,7 +37,6 @@ def main() -> None:
     names = [f"test image {args.image_index}", *names]
     axes.set_yticks(torch.arange(len(names)) + 0.5, names)
     axes.set_xticks([0.5, N_STEPS / 2, N_STEPS - 0.5], ["-2", "its mean", "+2"])
-    axes.tick_params(length=0)
     axes.set_xlabel("distance from its mean, in standard deviations of the prior")
     save_figure(axes.figure, args.save_dir, "traversal")
 
