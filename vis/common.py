@@ -119,9 +119,8 @@ def scatter_digits(axes: plt.Axes, u: Tensor, labels: Tensor, size: float, alpha
 
 def tile(images: Tensor, n_columns: int) -> Tensor:
     """Images (N, 1, H, W), row by row from the top left -> (N / n_columns * H, n_columns * W)."""
-    n, _, height, width = images.shape
-    rows = images.reshape(n // n_columns, n_columns, height, width)
-    return rows.transpose(1, 2).reshape(-1, n_columns * width)
+    rows = images.squeeze(1).unflatten(0, (-1, n_columns)).transpose(1, 2)  # (rows, H, columns, W)
+    return rows.flatten(2).flatten(0, 1)
 
 
 def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> plt.Axes:

@@ -55,9 +55,7 @@ def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
 def main() -> None:
     parser = cli.parser("Plots the metrics of one or more runs.")
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="of each run")
-    parser.add_argument(
-        "--save_dir", type=Path, help="folder (default: figures/<first run's name>)"
-    )
+    parser.add_argument("--save_dir", type=Path, help="default: figures/<the first run's name>")
     args = parser.parse_args()
     folders, runs = [*map(figures_of, args.metrics)], [*map(read_metrics, args.metrics)]
     figure, panels = plt.subplots(1, 2, figsize=(6.5, 3.8), layout="constrained")

@@ -30,8 +30,7 @@ from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits
 N_TEST, N_VAL = 2000, 1000  # images of each frame
 N_MOMENTS = 80  # of which the first fall on the same steps: about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
-FRAME_MS, LAST_FRAME_MS = 100, 2000
-N_COLOURS = 32  # of the film, for a file below 3 MB
+FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
 
 
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
