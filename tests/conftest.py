@@ -155,10 +155,10 @@ def images():
 
 
 @torch.no_grad()
-def log_joint_on_a_plane(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A grid of points z (G, 2), 0.1 apart, and log p(x, z) of three images x there (G, 3)."""
-    axis = torch.linspace(-8, 8, 161)
-    z = torch.cartesian_prod(axis, axis)
+def log_joint_on_a_grid(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Points z (G, L), 0.1 apart, for L of 1 or 2, and log p(x, z) of three images there (G, 3)."""
+    z = torch.cartesian_prod(*[torch.linspace(-8, 8, 161)] * model.config.latent_dim)
+    z = z.view(-1, model.config.latent_dim)
     logits = (model.decode(part)[:, None].expand(-1, 3, 1, 28, 28) for part in z.split(5000))
     nll = torch.cat([bernoulli_nll(part, x) for part in logits])
     return z, model.prior.log_prob(z)[:, None].double() - nll.double()
