@@ -45,16 +45,11 @@ def run_script(
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, **how)
 
 
-def one_sentence(stderr: str) -> str:
-    """The sentence of the one error line that `stderr` must be."""
-    assert re.fullmatch(r"error: .*\.\n", stderr), stderr
-    return stderr.strip()
-
-
 def refusal(done: subprocess.CompletedProcess) -> str:
     """The one sentence with which a script must have refused."""
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    return one_sentence(done.stderr)
+    assert re.fullmatch(r"error: .*\.\n", done.stderr), done.stderr
+    return done.stderr.strip()
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -130,8 +130,7 @@ def main() -> None:
                     saved = tree_leaves(torch.load(Path(folder, "last.pth"), weights_only=True))
                     assert not any(isinstance(leaf, FakeTensor) for leaf in saved)
                     run, more = epoch(flags, where, Path(folder))
-                values = metrics + more + evaluations(run.average, where)
-                results.append({"run": f"{flags}: {where}", "values": values})
+                results.append(metrics + more + evaluations(run.average, where))
     print(json.dumps(results))
 
 

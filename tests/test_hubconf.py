@@ -1,10 +1,6 @@
 """The pre-trained models by `torch.hub.load`, in a caller's process that has modules of its own."""
 
-import os
-import subprocess
-import sys
-
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 PROGRAM = """
 import copy, importlib, pickle, signal, sys
@@ -49,10 +45,7 @@ def test_the_models_load_beside_modules_of_the_same_names(tmp_path):
         text = f'OF = "the caller\'s {name.removesuffix("/__init__").replace("/", ".")}"\n'
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "program.py").write_text(PROGRAM)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "program.py", ROOT]
-    how = {"capture_output": True, "text": True, "check": False}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, **how)
+    done = run_script(tmp_path / "program.py", ROOT, cwd=tmp_path, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     *loaded, refusal = done.stdout.splitlines()
     assert loaded == [

@@ -111,11 +111,6 @@ def on_nothing(grey: np.ndarray, colour: int) -> Image.Image:
     return Image.fromarray(picture.astype(np.uint8))
 
 
-def of_12_megapixels(grey: np.ndarray) -> Image.Image:
-    wide = np.pad(grey, ((0, 0), (0, 93)), constant_values=230)
-    return Image.fromarray(wide.astype(np.uint8)).resize((4000, 3003))
-
-
 def rgb(grey: np.ndarray) -> Image.Image:
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
@@ -128,7 +123,7 @@ FILES = {  # brightness -> picture
     "black.png": lambda grey: on_nothing(grey, 0),
     "white.png": lambda grey: on_nothing(grey, 255),
     "turned.jpg": lambda grey: rgb(np.rot90(grey)),
-    "large.jpg": of_12_megapixels,
+    "large.jpg": lambda grey: rgb(np.pad(grey, ((0, 0), (0, 93)), "edge")).resize((4000, 3003)),
     "palette.png": lambda grey: rgb(grey).quantize(16),
     "cmyk.jpg": lambda grey: rgb(grey).convert("CMYK"),
     "la.png": lambda grey: rgb(grey).convert("LA"),

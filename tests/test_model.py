@@ -57,11 +57,8 @@ def test_a_new_model_decodes_to_the_mean_image_and_its_blocks_do_nothing(arch):
     pixels = torch.sigmoid(model.decode(torch.randn(2, 2, generator=RNG)))
     torch.testing.assert_close(pixels, mean_image.expand(2, 1, 28, 28))
     blocks = [module for module in model.modules() if isinstance(module, Residual)]
-    for block in blocks:
-        weight = block.f[-1].weight  # (n, n) or (n, n, 3, 3)
-        h = torch.randn(2, len(weight), *weight.shape[2:], generator=RNG)
-        torch.testing.assert_close(block(h), h)
     assert len(blocks) >= 5
+    assert not any(parameter.any() for block in blocks for parameter in block.f[-1].parameters())
 
 
 def test_a_sample_is_a_seeded_draw_from_the_prior_and_an_ordinary_tensor(model):
