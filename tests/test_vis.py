@@ -201,14 +201,6 @@ def test_a_file_that_is_no_metrics_csv_is_refused(tmp_path, content):
         read_metrics(tmp_path / "metrics.csv")
 
 
-def test_the_curves_of_a_late_phase_follow_those_of_its_run(tiny_run, tmp_path):
-    for name in ("run.csv", "run_late.csv"):
-        (tmp_path / name).write_bytes((tiny_run / "metrics.csv").read_bytes())
-    run, late = read_metrics(tmp_path / "run.csv")
-    assert run["epoch"].tolist() == [1, 2]
-    assert late["epoch"].tolist() == [3, 4]
-
-
 def test_every_figure_of_a_model_twice_with_the_same_bytes(draw, tiny_run, tmp_path):
     """In this process, and in one whose environment asks for a backend that it does not have."""
     (tmp_path / "all.py").write_text(
