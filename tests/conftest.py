@@ -45,16 +45,11 @@ def run_script(
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, **how)
 
 
-def one_sentence(stderr: str) -> str:
-    """The sentence of the one error line that `stderr` must be."""
-    assert re.fullmatch(r"error: .*\.\n", stderr), stderr
-    return stderr.strip()
-
-
 def refusal(done: subprocess.CompletedProcess) -> str:
     """The one sentence with which a script must have refused."""
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    return one_sentence(done.stderr)
+    assert re.fullmatch(r"error: .*\.\n", done.stderr), done.stderr
+    return done.stderr.strip()
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -155,10 +150,10 @@ def images():
 
 
 @torch.no_grad()
-def log_joint_on_a_plane(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A grid of points z (G, 2), 0.1 apart, and log p(x, z) of three images x there (G, 3)."""
-    axis = torch.linspace(-8, 8, 161)
-    z = torch.cartesian_prod(axis, axis)
+def log_joint_on_a_grid(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Points z (G, L), 0.1 apart, for L of 1 or 2, and log p(x, z) of three images there (G, 3)."""
+    z = torch.cartesian_prod(*[torch.linspace(-8, 8, 161)] * model.config.latent_dim)
+    z = z.view(-1, model.config.latent_dim)
     logits = (model.decode(part)[:, None].expand(-1, 3, 1, 28, 28) for part in z.split(5000))
     nll = torch.cat([bernoulli_nll(part, x) for part in logits])
     return z, model.prior.log_prob(z)[:, None].double() - nll.double()

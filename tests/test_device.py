@@ -1,4 +1,4 @@
-"""Devices and random streams."""
+"""Devices: one that is missing, and one that is pretended."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, refusal, run_script
 
-from utils.device import pick_device, rng
+from utils.device import pick_device
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -16,19 +16,11 @@ def test_a_device_that_is_not_there_is_one_sentence(trainer, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_every_draw_of_a_run_has_a_stream_of_its_own():
-    rests = ((), (0, 1), (0, 2), (1, 1))
-    seeds = [(seed, epoch, *rest) for seed in range(3) for epoch in range(3) for rest in rests]
-    draws = {tuple(torch.rand(4, generator=rng(*seed)).tolist()) for seed in seeds}
-    assert len(draws) == len(seeds)
-
-
 def test_a_pretended_gpu_computes_what_the_cpu_does():
-    """Training, validation, resuming on the other device, samples and all estimators."""
+    """Training, validation, a file for any device, resuming from it, samples, all estimators."""
     done = run_script("tests/fake_gpu.py", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert len(results) == 6
-    for i, result in enumerate(results):
-        cpu = results[i - i % 3]["values"]
-        assert result["values"] == pytest.approx(cpu, rel=1e-4), result["run"]
+    assert len(results) == 4
+    for cpu, gpu in zip(results[::2], results[1::2], strict=True):
+        assert gpu == pytest.approx(cpu, rel=1e-4)

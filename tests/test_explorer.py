@@ -7,13 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, random_model, save_model
 from PIL import Image
-from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
 import vis.explorer.main as explorer
@@ -33,8 +31,6 @@ N_IMAGES = 400
 TOLERANCE = 2 / 255  # of a pixel in [0, 1]
 TWO_D, MANY_D = ("vae_mnist", "vae_mnist_2d_dynamic"), ("vae_mnist_40d", "vae_mnist_40d_flow")
 WEIGHTS = (*TWO_D, *MANY_D)  # of pretrained/
-
-
 RANDOM = {  # odd widths, so that no loop's remainder stays untested
     "mlp": lambda: random_model(width=30, n_blocks=2),
     "conv": lambda: random_model(arch="conv", latent_dim=5, width=10),
@@ -43,12 +39,11 @@ RANDOM = {  # odd widths, so that no loop's remainder stays untested
 }
 
 
-def write_page(folder, monkeypatch, path, n_images: int = N_IMAGES):
+def write_page(folder, monkeypatch, path):
     flags = ["--model_params", path, "--device", "cpu"]
-    flags += ["--save_dir", folder / "out", "--n_images", n_images]
+    flags += ["--save_dir", folder / "out", "--n_images", N_IMAGES]
     monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
-    few = slice(0, max(n_images, 1000))  # for speed
-    monkeypatch.setitem(SPLITS, "test", ("t10k", 10_000, few))
+    monkeypatch.setitem(SPLITS, "test", ("t10k", 10_000, slice(0, 1000)))  # for speed
     explorer.main()
     return folder / "out" / "explorer.html"
 
@@ -89,10 +84,6 @@ def answer(page) -> dict:
     """The page's last true posterior, after the worker has refined it."""
     page.wait_for_function("explorer.state.posterior?.done", timeout=120_000)
     return page.evaluate("explorer.state.posterior")
-
-
-def enter(page, mode: str) -> None:
-    page.locator(f"#modes [value={mode}]").check()
 
 
 def assert_pixels(shown: torch.Tensor, truth: torch.Tensor) -> None:
@@ -181,9 +172,8 @@ def test_the_workflow_builds_the_page_of_the_repository(tmp_path, open_page):
     (site,) = re.findall(r"path: (\w+)\n", workflow)
     for folder in ("vis", "pretrained"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    path = f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"  # of the python3 of these tests
-    environment = ENVIRONMENT | {"PATH": path}
-    subprocess.run(["bash", "-euc", build], cwd=tmp_path, env=environment, check=True)
+    build = build.replace("python3", sys.executable)
+    subprocess.run(["bash", "-euc", build], cwd=tmp_path, env=ENVIRONMENT, check=True)
     path = tmp_path / site / "index.html"
     assert path.stat().st_size < 10_000_000
     page = open_page(path.as_uri())
@@ -206,12 +196,9 @@ def test_a_pinned_image_stays_on_the_card_and_the_address_carries_it(name, open_
     assert state(page, "[s.index, s.pinned]") == [index, index]
     page.keyboard.press("Escape")
     assert state(page, "s.pinned") == -1
-    for pin in (index, -1):  # a second click unpins
-        page.mouse.click(*hover(page, index))
-        assert state(page, "s.pinned") == pin
     page.locator("#image").fill("45")
     page.locator("#image").press("Enter")
-    enter(page, "manifold")
+    page.locator("#modes [value=manifold]").check()
     assert page.evaluate("location.hash") == "#image=45&mode=manifold"
     page.evaluate("location.hash = '#image=7'")
     page.wait_for_function("explorer.state.pinned === 7 && explorer.state.mode === 'points'")
@@ -231,47 +218,41 @@ def test_presets_and_addresses_show_posteriors(name, open_page):
         assert nats(page, "neg-elbo") == pytest.approx(nats(page, "nll") + gaps[-1], abs=0.16)
     assert gaps[1] > 5  # the encoder is far off
     assert gaps[2] < 0.5  # a good fit
-    page.locator("#fit").click()
-    page.mouse.click(*hover(page, 20))  # another image's posterior, to which the map moves
-    page.wait_for_function("explorer.view.zoom > 1")
     page.keyboard.press("Escape")  # a posterior needs a pinned image
     assert state(page, "[s.pinned, s.mode]") == [-1, "points"]
     page.wait_for_function("explorer.view.zoom === 1")  # the view before
 
 
-@pytest.mark.parametrize("name", ["flow", "conv", *WEIGHTS])
+@pytest.mark.parametrize("name", ["flow", *WEIGHTS])
 def test_the_terms_of_the_card_are_the_models(name, open_page, written):
     model, _, binarized = written(name)
     page, is_plane = open_page(name), model.config.latent_dim == 2
-    x, *q = encoded(model, 2, binarized)
-    images, rng = (255 * x).to(torch.uint8), torch.Generator().manual_seed(1)
-    eps = torch.randn(2000, 1, q[0].shape[1], generator=rng)
-    z = model.reparameterize(*q, torch.cat((eps, -eps)))  # (4000, 2, L): mirrored pairs
-    recon = bernoulli_nll(model.decode(z), x).view(2, -1, 2).mean(dim=0)
-    kl = model.prior.kl(*q, z).view(2, -1, 2).mean(dim=0)
+    x, *q = (part[1:] for part in encoded(model, 2, binarized))
+    eps = torch.randn(2000, 1, q[0].shape[1], generator=torch.Generator().manual_seed(1))
+    z = model.reparameterize(*q, torch.cat((eps, -eps)))  # (4000, 1, L): mirrored pairs
+    recon = bernoulli_nll(model.decode(z), x).view(2, -1).mean(dim=0)
+    kl = model.prior.kl(*q, z).view(2, -1).mean(dim=0)
     if is_plane:
-        enter(page, "posterior")
-        log_p = [found.log_evidence for found in true_posteriors(model, images, 100)]
-        bound = exact_elbo(model, images, Gaussians(*q))
-    for i, label in enumerate((7, 2)):
-        page.evaluate(f"explorer.pin({i})")
-        shown = settled(page)
-        assert page.locator("#title").inner_text() == f"Test image {i}, a {label}"
-        assert torch.equal(canvas(page, "#original"), x[i, 0])
-        mean = decoded(model, model.prior.to_normal(q[0][i])[0])
-        assert_pixels(canvas(page, "#reconstruction"), mean[0])
-        for row, draws in (("recon", recon[:, i]), ("kl", kl[:, i])):
-            near = 0.02 + 4 * (draws.std().item() / len(draws) ** 0.5 + shown["stderr"])
-            assert shown[row] == pytest.approx(draws.mean().item(), abs=near)
-            rounding = 0.06 if is_plane or shown["stderr"] < 0.05 else 0.6
-            assert nats(page, row) == pytest.approx(shown[row], abs=rounding)
-        total = shown["recon"] + shown["kl"]
-        assert nats(page, "neg-elbo") == pytest.approx(total, abs=rounding)
-        assert page.locator("#neg-elbo").inner_text().startswith("~") != is_plane
-        if is_plane:
-            assert total == pytest.approx(-bound[i].item(), abs=0.02)
-            assert answer(page)["logP"] == pytest.approx(log_p[i], abs=0.02)
-            assert nats(page, "nll") == pytest.approx(-log_p[i], abs=0.07)
+        page.locator("#modes [value=posterior]").check()
+    page.evaluate("explorer.pin(1)")
+    shown = settled(page)
+    assert page.locator("#title").inner_text() == "Test image 1, a 2"
+    assert torch.equal(canvas(page, "#original"), x[0, 0])
+    assert_pixels(canvas(page, "#reconstruction"), model.decode(q[0])[0, 0].sigmoid())
+    rounding = 0.06 if is_plane or shown["stderr"] < 0.05 else 0.6
+    for row, draws in (("recon", recon), ("kl", kl)):
+        near = 0.02 + 4 * (draws.std().item() / len(draws) ** 0.5 + shown["stderr"])
+        assert shown[row] == pytest.approx(draws.mean().item(), abs=near)
+        assert nats(page, row) == pytest.approx(shown[row], abs=rounding)
+    total = shown["recon"] + shown["kl"]
+    assert nats(page, "neg-elbo") == pytest.approx(total, abs=rounding)
+    assert page.locator("#neg-elbo").inner_text().startswith("~") != is_plane
+    if is_plane:
+        image = (255 * x).to(torch.uint8)
+        log_p = true_posteriors(model, image, 100)[0].log_evidence
+        assert total == pytest.approx(-exact_elbo(model, image, Gaussians(*q)).item(), abs=0.02)
+        assert answer(page)["logP"] == pytest.approx(log_p, abs=0.02)
+        assert nats(page, "nll") == pytest.approx(-log_p, abs=0.07)
 
 
 OVERLAPS = """() => {
@@ -286,32 +267,20 @@ OVERLAPS = """() => {
 }"""
 
 
-@pytest.mark.parametrize("width", [360, 800, 1024, 1280])
+@pytest.mark.parametrize(("touch", "widths"), [(True, (360, 800)), (False, (1024, 1280))])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_nothing_overlaps_at_any_width(name, width, open_page):
-    touch = {"has_touch": True, "is_mobile": True} if width < 1000 else {}
-    page = open_page(name, viewport={"width": width, "height": 740}, **touch)
-    assert page.evaluate(OVERLAPS) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if not touch:
-        return
-    boxes = [button.bounding_box() for button in page.locator("button:not(.word):visible").all()]
-    assert min(min(box["width"], box["height"]) for box in boxes) >= 44
-    digit, box = page.locator("#digit").bounding_box(), page.locator("#map").bounding_box()
-    assert digit["y"] + digit["height"] < box["y"]
-    assert box["y"] + box["height"] < 740  # digit and map are on one screen
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_dots_and_text_stand_out(theme, open_page):
-    colours = open_page(color_scheme=theme).evaluate("explorer.colours")
-    texts = [*(colours[name] for name in ("sheet", "ink", "soft")), *map(str, colours["digits"])]
-    c = torch.tensor([[int(value) for value in re.findall(r"\d+", text)] for text in texts]) / 255
-    linear = torch.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    luminance = 0.05 + linear @ torch.tensor([0.2126, 0.7152, 0.0722])  # WCAG 2
-    contrast = torch.maximum(luminance / luminance[0], luminance[0] / luminance)
-    assert contrast[1:3].min() >= 4.5
-    assert contrast[3:].min() >= 3
+def test_nothing_overlaps_at_any_width(name, touch, widths, open_page):
+    page = open_page(name, has_touch=touch, is_mobile=touch)
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": 740})
+        assert page.evaluate(OVERLAPS) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if touch:
+            buttons = page.locator("button:not(.word):visible").all()
+            boxes = [button.bounding_box() for button in buttons]
+            assert min(min(box["width"], box["height"]) for box in boxes) >= 44
+            box = page.locator("#map").bounding_box()
+            assert box["y"] + box["height"] < 740  # the map is on the first screen
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "flow_3d"])
@@ -350,37 +319,7 @@ def test_a_sample_of_q_is_eps_scaled_and_moved(open_page):
     torch.testing.assert_close(z, mu + torch.exp(0.5 * logvar) * eps)
 
 
-def test_the_legend_switches_digits_off(open_page):
-    page = open_page()
-    page.get_by_role("button", name="3", exact=True).click()
-    page.wait_for_timeout(100)
-    rgb = torch.stack([canvas(page, "#base", channel) * 255 for channel in "RGB"], dim=-1)
-    colours = torch.tensor(page.evaluate("explorer.colours.digits"))
-    shown = [d for d, c in enumerate(colours) if ((rgb - c).abs().amax(dim=-1) < 2).sum() > 20]
-    assert shown == [0, 1, 2, 4, 5, 6, 7, 8, 9]
-
-
-def test_wheel_drag_and_keys_move_the_map(open_page):
-    page = open_page()
-    x, y = hover(page, 3)
-    under = at(page, [(x, y)])
-    page.mouse.wheel(0, -600)
-    page.wait_for_function("explorer.view.zoom > 1.3")
-    torch.testing.assert_close(at(page, [(x, y)]), under, atol=1e-5, rtol=0)
-    page.mouse.down()
-    page.mouse.move(x + 40, y - 25, steps=3)
-    page.mouse.up()
-    torch.testing.assert_close(at(page, [(x + 40, y - 25)]), under, atol=1e-5, rtol=0)
-    assert state(page, "s.pinned") == -1  # a drag is not a click
-    page.locator("#map").focus()
-    page.keyboard.press("Home")
-    assert page.evaluate("explorer.view") == {"x": 0, "y": 0, "zoom": 1}
-    before = state(page, "s.u[0]")
-    page.keyboard.press("ArrowRight")
-    assert state(page, "s.u[0]") > before
-
-
-def test_an_interpolation_plays_in_the_large_picture(open_page, written):
+def test_an_interpolation_is_a_straight_line_and_plays(open_page, written):
     model, page = written("mlp")[0], open_page()
     page.mouse.click(*hover(page, 3))
     page.locator("#from").click()
@@ -390,14 +329,7 @@ def test_an_interpolation_plays_in_the_large_picture(open_page, written):
     strip = canvas(page, "#strip").view(28, 11, 28).transpose(0, 1)
     line = a + torch.linspace(0, 1, 11)[:, None] * (b - a)
     assert_pixels(strip, decoded(model, line))
-
     page.wait_for_function("explorer.state.t > 0.05")  # it plays by itself
-    page.locator("#play").click()
-    t = state(page, "s.t")
-    assert_pixels(canvas(page, "#digit"), decoded(model, a + t * (b - a))[0])
-    page.locator("#play").click()
-    enter(page, "posterior")  # which hides the section
-    assert state(page, "[s.playing, s.ends.length]") == [False, 0]
 
 
 def test_a_drawn_digit_is_encoded_as_mnist_would_have_it(open_page, written):
@@ -413,14 +345,12 @@ def test_a_drawn_digit_is_encoded_as_mnist_would_have_it(open_page, written):
     for dim in (0, 1):
         centre_of_mass = x[0, 0].sum(dim=dim) @ torch.arange(28.0) / x.sum()
         assert centre_of_mass.item() == pytest.approx(13.5, abs=0.6)
-    mu, _ = model.encode(x)
-    assert torch.allclose(torch.tensor(state(page, "[...s.drawing.mu]")), mu[0], atol=0.05)
-    assert state(page, "[...s.u]") == state(page, "[...s.drawing.mu]")
+    assert torch.allclose(torch.tensor(state(page, "[...s.u]")), model.encode(x)[0], atol=0.05)
 
 
 def test_the_density_is_the_mixture_of_the_posteriors(open_page, written):
     model, page = written("mlp")[0], open_page()
-    enter(page, "density")
+    page.locator("#modes [value=density]").check()
     page.wait_for_timeout(600)
     opacity = canvas(page, "#backdrop", "A")
     rows, columns = (torch.arange(5, n, 10) for n in opacity.shape)
@@ -457,10 +387,8 @@ def test_more_dimensions_have_sliders_by_kl(name, open_page, written):
     kl, order = page.evaluate("[explorer.content.kl, explorer.content.sliders]")
     assert [kl[d] for d in order] == sorted((value for value in kl if value >= 0.05), reverse=True)
     assert page.evaluate("explorer.content.plane") == order[:2]
-    assert page.locator("#posterior").is_hidden()  # a grid over 40 dimensions is too much
-    sliders = page.locator("#sliders input:visible")
-    assert sliders.count() == 8
     page.locator("#all-sliders").click()
+    sliders = page.locator("#sliders input:visible")
     assert sliders.count() == len(order)
     sliders.nth(3).fill("1.5")
     u = state(page, "[...s.u]")
@@ -468,16 +396,7 @@ def test_more_dimensions_have_sliders_by_kl(name, open_page, written):
     assert_pixels(canvas(page, "#digit"), decoded(model, u)[0])
 
 
-def test_what_the_page_cannot_carry_is_a_sentence(tmp_path, monkeypatch):
-    def write(**config):
-        model = random_model(**config)
-        return write_page(tmp_path, monkeypatch, save_model(tmp_path / "model.pth", model))
-
-    with pytest.raises(UserError, match="layer of type ReLU"):
-        explorer.list_layers(nn.Sequential(nn.ReLU()), explorer.Payload(), torch.int16)
-    size = write(width=64, n_blocks=1).stat().st_size
-    monkeypatch.setattr(explorer, "MAX_BYTES", size - 1)
-    assert '"encoder": null' in write(width=64, n_blocks=1).read_text()
+def test_a_page_that_becomes_too_large_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(explorer, "MAX_BYTES", 10_000)
     with pytest.raises(UserError, match="smaller --n_images"):
-        write(width=64, n_blocks=1)
+        write_page(tmp_path, monkeypatch, save_model(tmp_path / "model.pth", RANDOM["flow_3d"]()))

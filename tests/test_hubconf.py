@@ -1,27 +1,18 @@
 """The pre-trained models by `torch.hub.load`, in a caller's process that has modules of its own."""
 
-import os
-import subprocess
-import sys
-
-import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 
 PROGRAM = """
-import copy, importlib, pickle, signal, sys
+import copy, importlib, pickle, sys
 import torch
-OWN = ("utils", "utils.images", "model", "data", "loss")
-
-def surroundings():
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    return [*sys.path], sys.excepthook, sys.unraisablehook, handlers
+OWN = ("utils", "model", "utils.images", "data", "loss")
 
 def own(names):
     for name in names:
         assert importlib.import_module(name).OF == f"the caller's {name}"
 
-own(OWN * (sys.argv[2] == "before"))
-before = surroundings()
+own(OWN[:2])  # imported before the models, the others after them
+path_before = [*sys.path]
 load = lambda name, **how: torch.hub.load(sys.argv[1], name, source="local", trust_repo=True, **how)
 x = torch.rand(2, 1, 28, 28)
 names = ("vae_mnist", "vae_mnist_2d_dynamic", "vae_mnist_40d", "vae_mnist_40d_flow")
@@ -32,7 +23,7 @@ for name, model in zip(names, models, strict=True):
         assert type(twin) is type(model) and twin.config == model.config
         assert torch.equal(twin.decode(twin.encode(x)[0]), model.decode(model.encode(x)[0]))
     model.encode(model.sample(2))[0].sum().backward()
-assert surroundings() == before
+assert sys.path == path_before
 assert not any(hasattr(sys.modules[name], "VAE") for name in OWN if name in sys.modules)
 own(OWN)
 torch.cuda.is_available = lambda: False
@@ -43,18 +34,14 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize("own_modules", ["before", "after"])
-def test_the_models_load_beside_modules_of_the_same_names(tmp_path, own_modules):
+def test_the_models_load_beside_modules_of_the_same_names(tmp_path):
     """Those that the caller imported before, and those that are imported after."""
     (tmp_path / "utils").mkdir()
     for name in ("utils/__init__", "utils/images", "model", "data", "loss"):
         text = f'OF = "the caller\'s {name.removesuffix("/__init__").replace("/", ".")}"\n'
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "program.py").write_text(PROGRAM)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "program.py", ROOT, own_modules]
-    how = {"capture_output": True, "text": True, "check": False}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, **how)
+    done = run_script(tmp_path / "program.py", ROOT, cwd=tmp_path, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     *loaded, refusal = done.stdout.splitlines()
     assert loaded == [
