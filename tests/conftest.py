@@ -11,11 +11,13 @@ import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers on two cores, before torch is imported
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import data
 import train
@@ -104,6 +106,7 @@ def run_train(folder: Path, before: Callable[[], None], argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest ignores it
     data.SPLITS["val"] = ("train", 60_000, slice(50_000, 50_200))  # few images, for speed
     train.SAVE_SECONDS = -1  # last.pth after each epoch
+    tqdm.set_lock(RLock())  # its own is shared by forks, and a killed one would hold it for ever
     with open("stdout", "w") as sys.stdout, open("stderr", "w") as sys.stderr:
         try:
             before()
