@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = "utils | loss layers | prior data | model | estimators checkpoint | "
-FLOORS += "train evaluate hubconf | vis benchmarks pretrained | papers"
+FLOORS += "train evaluate hubconf | vis pretrained | papers benchmarks"
 FLOOR_OF = {name: n for n, names in enumerate(FLOORS.split("|")) for name in names.split()}
 PATTERNS = ("*.py", *(f"{name}/**/*.py" for name in FLOOR_OF))
 FILES = sorted(path.relative_to(ROOT) for pattern in PATTERNS for path in ROOT.glob(pattern))

@@ -24,7 +24,12 @@ PAGES = {page: page.read_text() for pattern in PATTERNS for page in ROOT.glob(pa
 
 def commands(text: str) -> set[str]:
     """The commands of a page: its bash blocks, and `python3 ...` inside its lines."""
-    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines()
+    lines, folder = [], ""
+    for line in "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines():
+        if line.startswith("cd "):
+            folder = f"{line[3:]}/"
+        else:
+            lines.append(line.replace("python3 ", f"python3 {folder}"))
     lines += re.findall(r"`(python3 [^`]+)`", text)
     return {part.strip() for line in lines for part in line.split("&&")}
 

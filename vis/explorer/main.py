@@ -28,7 +28,7 @@ PAGE = Path(__file__).with_name("page.html")  # where each of these names gives 
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_CHOSEN_FROM = 60  # images of which presets are chosen
+N_CHOSEN_FROM = 30  # images of which presets are chosen
 
 
 class Payload(bytearray):
