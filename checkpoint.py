@@ -16,7 +16,7 @@ from utils.files import write_file
 
 
 def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
-    """Writes weights, config, metrics (one row per epoch), and flags but paths. Raises UserError.
+    """Writes weights, config, metrics (one row per epoch) and plain flags. Raises UserError.
 
     `args` names at least "dataset" and "binarize"; `state` holds the rest of a resumable run.
     """

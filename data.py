@@ -76,7 +76,7 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
     """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
 
     Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` is on the images' device;
-    without it the draw, of images on the CPU, is a fixed one for evaluation.
+    without it (images on the CPU) the draw is a fixed one, for evaluation.
     """
     if mode == "none":
         return images

@@ -149,18 +149,15 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 513) -> tuple[Tensor, in
 
 
 def active_units(mu: Tensor) -> Tensor:
-    """Whether the variance of each mean over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,).
-
-    Burda et al. 2016, Section 5.2.
-    """
+    """Whether the variance of each mean over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,)."""
     return mu.var(dim=0, correction=0) > ACTIVE_VARIANCE
 
 
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    Against N(0, 1). A flow has no such term per dimension, so with a flow against a Gaussian with
-    the aggregate posterior's mean and standard deviation.
+    Against N(0, 1); with a flow, which has no such term, against a Gaussian with the aggregate
+    posterior's mean and standard deviation.
     """
     mu, logvar = q
     if prior == "flow":

@@ -15,7 +15,6 @@ from torch import Tensor
 import estimators
 from checkpoint import load_checkpoint
 from data import BINARIZE, binarize, load_mnist
-from estimators import ACTIVE_VARIANCE, NOISE_SEED
 from utils import cli
 from utils.cli import UserError, number
 from utils.device import pick_device, pick_precision, rng
@@ -48,7 +47,7 @@ def evaluate(args: Namespace) -> dict:
     result |= {name: getattr(args, name) for name in FLAGS}
 
     images, labels = load_mnist(args.data_dir, args.split, dataset)
-    order = torch.randperm(len(images), generator=rng(NOISE_SEED))[: args.n_images]
+    order = torch.randperm(len(images), generator=rng(estimators.NOISE_SEED))[: args.n_images]
     eps = estimators.posterior_noise(len(images), latent_dim)[order]
     images, labels, size = binarize(images, mode)[order], labels[order], args.batch_size
     q = estimators.posteriors(model, images, size)
@@ -81,7 +80,9 @@ def knn_accuracy(
     """
     accuracies = []
     for draw in range(n_draws):
-        chosen = torch.randperm(len(labelled_mu), generator=rng(NOISE_SEED, draw))[:N_LABELLED]
+        chosen = torch.randperm(len(labelled_mu), generator=rng(estimators.NOISE_SEED, draw))[
+            :N_LABELLED
+        ]
         distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
         nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
         votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)
@@ -99,7 +100,7 @@ def print_table(r: dict) -> None:
             value = f"{r[key]:9.3f} +- {r[f'{key}_stderr']:.3f}"
             print(f"  {name.format(**r):<16}{value}  {meaning.format(**r)}")
     units = f"{r['active_units']} of {r['latent_dim']}"
-    print(f"\n  active units {units} (variance of mu over images > {ACTIVE_VARIANCE})")
+    print(f"\n  active units {units} (variance of mu over images > {estimators.ACTIVE_VARIANCE})")
     kl = " ".join(f"{kl:.2f}" for kl in sorted(r["kl_of_dimension"], reverse=True))
     print(f"  KL per dimension {kl}")
     how = f"k={N_NEIGHBOURS}, mean over {N_KNN_DRAWS} draws of {N_LABELLED:,} labelled images"

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from layers import LinearPlusMLP, conv_blocks, linear_blocks
 from loss import N_PIXELS
-from prior import FlowPrior, NormalPrior
+from prior import N_PAIRS, Prior
 from utils.device import autocast
 
 ARCHS, PRIORS = ("mlp", "conv"), ("normal", "flow")
@@ -26,7 +26,7 @@ class VAEConfig:
     arch: str = "mlp"
     latent_dim: int = 2  # L
     width: int | None = None  # hidden units of mlp, channels of conv; None: that of WIDTHS
-    n_blocks: int = 3  # residual blocks of the decoder; mlp's encoder has one fewer
+    n_blocks: int = 3  # residual blocks of the decoder; the encoder has one fewer
     prior: str = "normal"
 
     def __post_init__(self):
@@ -85,7 +85,7 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.prior = FlowPrior(config.latent_dim) if config.prior == "flow" else NormalPrior()
+        self.prior = Prior(config.latent_dim, N_PAIRS if config.prior == "flow" else 0)
         bias = torch.zeros(IMAGE_SHAPE) if mean_image is None else torch.logit(mean_image, eps=1e-3)
         self.output_bias = nn.Parameter(bias)  # (1, 28, 28)
 

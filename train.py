@@ -92,7 +92,7 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """A linear warm-up, over a tenth of a short run, times a parabola from 1 to 0."""
+    """Rises over 100 steps, or a tenth of a shorter run; times a parabola from 1 to 0."""
     warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
     return peak * warmup * (1 - step / n_steps) ** 2
 
@@ -178,7 +178,7 @@ def build(args: Namespace, images: Tensor) -> Run:
 
 
 def columns(split: str, terms: Tensor) -> dict[str, float]:
-    """Means over images, from recon, kl and nll (3, N): recon_loss over pixels too, else nats."""
+    """Means over images of recon, kl and nll (3, N): recon_loss is per pixel, the rest in nats."""
     recon, kl, nll = terms.cpu().double().mean(dim=1).tolist()
     values = (recon / N_PIXELS, kl, nll + kl)
     return {f"{split}_{name}": value for name, value in zip(COLUMNS, values, strict=True)}
@@ -204,7 +204,9 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
     weights = sum(p.sum().item() for p in run.model.parameters())  # nan if the last step broke them
     if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
-        raise UserError(f"the loss is not finite in epoch {epoch}; use a smaller --lr.")
+        raise UserError(
+            f"the loss is not finite in epoch {epoch}; start again with a smaller --lr."
+        )
     run.metrics.append(row)
 
 

@@ -37,7 +37,7 @@ except Exception as error:
 def test_the_models_load_beside_modules_of_the_same_names(tmp_path):
     """Those that the caller imported before, and those that are imported after."""
     (tmp_path / "utils").mkdir()
-    for name in ("utils/__init__", "utils/images", "model", "data", "loss"):
+    for name in ("utils/__init__", "utils/photos", "model", "data", "loss"):
         text = f'OF = "the caller\'s {name.removesuffix("/__init__").replace("/", ".")}"\n'
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -6,7 +6,7 @@ from conftest import liven
 from torch.autograd.functional import jacobian
 from torch.distributions import Independent, Normal
 
-from prior import FlowPrior, NormalPrior
+from prior import N_PAIRS, Prior
 
 # A grid over [-12, 12]^2, four points to the unit; this flow's mass outside is below 1e-9.
 LIMIT, N_GRID = 12, 96
@@ -20,9 +20,9 @@ def standard_normal_log_prob(z):
     return normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z)
 
 
-def lively_flow(latent_dim: int) -> FlowPrior:
+def lively_flow(latent_dim: int) -> Prior:
     torch.manual_seed(0)  # it draws the halves
-    return liven(FlowPrior(latent_dim)).double().requires_grad_(False)
+    return liven(Prior(latent_dim, N_PAIRS)).double().requires_grad_(False)
 
 
 @pytest.mark.parametrize("latent_dim", [2, 3, 7])
@@ -41,14 +41,14 @@ def test_the_inverse_its_determinant_and_a_part_in_it_for_every_dimension(latent
     assert (dz_du - diagonal.diag_embed()).abs().amax(dim=(0, 2)).min() > 1e-3  # by another one
 
 
-@pytest.mark.parametrize("prior", [NormalPrior(), FlowPrior(5)], ids=["normal", "new flow"])
+@pytest.mark.parametrize("prior", [Prior(5), Prior(5, N_PAIRS)], ids=["normal", "new flow"])
 def test_the_normal_prior_and_a_new_flow_are_the_standard_normal(prior):
     z = 3 * torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(prior.log_prob(z), standard_normal_log_prob(z))
     torch.testing.assert_close(prior.from_normal(z), z)
 
 
-@pytest.mark.parametrize("prior", [NormalPrior(), lively_flow(2)], ids=["normal", "flow"])
+@pytest.mark.parametrize("prior", [Prior(2), lively_flow(2)], ids=["normal", "flow"])
 def test_the_density_has_mass_1_and_the_kl_is_its_integral_on_average(prior):
     axis = (torch.arange(N_GRID, dtype=torch.float64) + 0.5) * 2 * LIMIT / N_GRID - LIMIT
     grid = torch.cartesian_prod(axis, axis)  # the middles of the cells (96 * 96, 2)

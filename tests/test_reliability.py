@@ -63,7 +63,7 @@ def in_epoch_2(fault: Callable[[VAE], None]) -> None:
 SMALL_FILES = (resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 FAULTS = {
     "cannot be written (File too large); choose": lambda _: resource.setrlimit(*SMALL_FILES),
-    "not finite in epoch 2; use": lambda model: model.output_bias.data.fill_(math.nan),
+    "not finite in epoch 2; start": lambda model: model.output_bias.data.fill_(math.nan),
 }
 
 

@@ -32,7 +32,7 @@ class NotApplicable(UserError):
 
 
 def figures_of(path: Path) -> Path:
-    """figures/vae_mnist of vae_mnist.pth; with the run's folder, figures/run_best of a best.pth."""
+    """figures/vae_mnist of vae_mnist.pth, but figures/run_best of run/best.pth."""
     is_named = path.stem not in ("best", "last", "metrics")
     return Path("figures", path.stem if is_named else f"{path.resolve().parent.name}_{path.stem}")
 
@@ -85,7 +85,7 @@ class EncodedTestSet:
         self.model.precision = "fp32"
         self.u, _ = self.model.prior.to_normal(self.mu)  # (N, L): mu unless the prior is a flow
         self.symbol = "u" if prior == "flow" else "z"  # of a coordinate of u, in labels
-        self.axis_labels = {f"{axis}label": f"${self.symbol}_{d}$" for axis, d in ("x1", "y2")}
+        self.axis_labels = {"xlabel": f"${self.symbol}_1$", "ylabel": f"${self.symbol}_2$"}
 
     def decode(self, z: Tensor) -> Tensor:
         """z (..., L) -> pixel means (n, 1, 28, 28) in [0, 1]."""

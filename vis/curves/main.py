@@ -25,7 +25,7 @@ def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
         columns = ("epoch", *(f"{split}_{name}" for split in ("train", "val") for name in PANELS))
         run = {name: np.array([float(row[name]) for row in rows]) for name in columns}
         last_epoch = run["epoch"][-1]
-    except (OSError, LookupError, ValueError, TypeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is not a metrics.csv that train.py wrote ({error}).") from error
     phases, late = [run], path.with_stem(f"{path.stem}_late")
     if late.is_file():

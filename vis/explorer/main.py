@@ -100,7 +100,7 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
     reach = max(3.3, 1.1 * test_set.u.abs().quantile(0.999).item())  # all u but outliers
     flow = [
         {"mask": coupling.mask.tolist(), "layers": list_layers(coupling.net, payload, torch.int16)}
-        for coupling in getattr(model.prior, "couplings", ())
+        for coupling in model.prior.couplings
     ]
     content = {
         "name": test_set.name,
@@ -108,10 +108,10 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "colours": DIGIT_COLOURS,
         "plane": test_set.plane,
         "sliders": [d for d in test_set.by_kl if test_set.kl[d] >= 0.05 and len(test_set.kl) > 2],
-        "kl": test_set.kl.tolist(),  # of each dimension, nats; 0.0 in its one decimal has no slider
+        "kl": test_set.kl.tolist(),  # of each dimension, nats; below 0.05 it has no slider
         "reach": reach,  # half the width of the first map and of every slider
         "farthest": FARTHEST,
-        "presets": presets(test_set, n_images) if len(test_set.kl) == 2 else [],
+        "presets": presets(test_set, n_images) if len(test_set.kl) == 2 <= n_images else [],
         "binary": bool(((images == 0) | (images == 255)).all()),  # then a drawing is binarised too
         "images": payload.put(images[:n_images], torch.uint8),
         "labels": payload.put(test_set.labels[:n_images], torch.uint8),

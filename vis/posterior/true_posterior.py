@@ -1,6 +1,6 @@
-"""The true posterior p(z|x) of a model with two latent dimensions, without an encoder.
+"""The true posterior p(z|x) in two latent dimensions, and how far q(z|x) is from it.
 
-Everything is a function of u ~ N(0, I), which the prior maps to z; without a flow u is z. Log
+The posterior is a function of u ~ N(0, I), which the prior maps to z; without a flow u is z. Log
 densities are in nats; models and images are on the CPU.
 """
 
@@ -43,13 +43,14 @@ def centres(cells: Tensor, n: int) -> Tensor:
 
 
 def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[int, Tensor]:
-    """log p(x, u) of some images, by number, at cells (P, 2) of the grid with n * n cells: (P,).
+    """log p(x, u) at cells of the grid with n * n cells: by image number, (P, 2) -> (P,).
 
     A cell that several images share is decoded once.
     """
     sizes = [len(own) for own in cells.values()]
-    image, pairs = torch.tensor([*cells]).repeat_interleave(torch.tensor(sizes)), [*cells.values()]
-    shared, column = (torch.cat(pairs) @ torch.tensor([n, 1])).unique(return_inverse=True)
+    image = torch.tensor([*cells]).repeat_interleave(torch.tensor(sizes))  # of each pair
+    pairs = torch.cat([*cells.values()])
+    shared, column = (pairs @ torch.tensor([n, 1])).unique(return_inverse=True)
     values = torch.empty(len(image))
     chunks = tqdm(shared.split(CHUNK), f"{n} cells per axis", leave=False, disable=None)
     for number, chunk in enumerate(chunks):
@@ -62,7 +63,7 @@ def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[in
 
 @torch.no_grad()
 def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterior]:
-    """Those of images (N, 1, 28, 28) uint8, whose cells are halved until small and many enough."""
+    """Of images (N, 1, 28, 28) uint8, by cells that are halved until small and many enough."""
     x, n, found = images.flatten(1) / 255, COARSEST, [None] * len(images)  # x (N, 784)
     every = torch.cartesian_prod(torch.arange(n), torch.arange(n))
     quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # of a cell

@@ -64,8 +64,9 @@ def main() -> None:
         save_figure(draw_own(args.image, images, test_set), args.save_dir, "reconstruct_own")
     else:
         chosen = torch.randperm(len(test_set.images), generator=rng(args.seed))[: args.n_images]
-        figure = draw_test_images(test_set.images[chosen], test_set)
-        save_figure(figure, args.save_dir, "reconstruct")
+        save_figure(
+            draw_test_images(test_set.images[chosen], test_set), args.save_dir, "reconstruct"
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 python3 vis/training/main.py
 
 Left, the posterior means of the first 2,000 test images; right, the plane, decoded; with a flow
-both before it. The -ELBO is that of the first 1,000 validation images.
+both in u, which it maps to z. The -ELBO is that of the first 1,000 validation images.
 """
 
 import io
@@ -28,7 +28,7 @@ from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # images of each frame
-N_MOMENTS = 80  # of which the first fall on the same steps: about 50 frames remain
+N_MOMENTS = 80  # the earliest share steps, so about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
 FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
 
@@ -55,17 +55,17 @@ def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     return u.cpu(), torch.sigmoid(model.decode(z)).cpu()
 
 
-def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: tuple[str, str]) -> Image.Image:
-    """A frame of the film; its axes stay where they are."""
+def draw(u: Tensor, plane: Tensor, labels: Tensor, texts: tuple[str, ...]) -> Image.Image:
+    """A frame of the film with both titles and the symbol of its axes, which are fixed."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6), sharey=True)
     figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.86, wspace=0.04)
     scatter_digits(left, u, labels, size=6, alpha=1)
     left.legend(ncols=10, loc=(0, 1.07), frameon=False, handletextpad=-0.4)
     right.imshow(tile(plane, N_CELLS), "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
-    for axes, title in zip((left, right), titles, strict=True):
+    for axes, title in zip((left, right), texts, strict=False):
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=title)
-        axes.set_xlabel("$z_1$")
-    left.set_ylabel("$z_2$")
+        axes.set_xlabel(f"${texts[-1]}_1$")
+    left.set_ylabel(f"${texts[-1]}_2$")
     content = io.BytesIO()
     figure.savefig(content, dpi=100)
     plt.close(figure)
@@ -81,17 +81,17 @@ def main() -> None:
     if args.latent_dim != 2 or args.resume:
         raise NotApplicable("a film shows a new run with 2 latent dimensions; change the flags.")
     train = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
-    val, _ = load_mnist(args.data_dir, "val", args.dataset)
+    val = binarize(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)[:N_VAL]
     test, labels = load_mnist(args.data_dir, "test", args.dataset)
-    val = binarize(val, args.binarize)[:N_VAL].to(args.device)
-    test = binarize(test, args.binarize)[:N_TEST].to(args.device)
+    test = binarize(test, args.binarize)[:N_TEST]
 
     pictures = []
     for step, model in film(build(args, train), train, args):
         epoch = step / math.ceil(len(train) / args.batch_size)
         neg_elbo = validate(model, val, args)["val_neg_elbo"]
         titles = f"step {step:,}, epoch {epoch:.1f}", f"validation -ELBO {neg_elbo:.1f} nats"
-        pictures.append(draw(*see(model, test), labels[:N_TEST], titles))
+        symbol = "u" if args.prior == "flow" else "z"
+        pictures.append(draw(*see(model, test), labels[:N_TEST], (*titles, symbol)))
     palette = pictures[-1].quantize(N_COLOURS, Image.Quantize.MAXCOVERAGE)
     pictures = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in pictures]
     durations, gif = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS], io.BytesIO()
