@@ -32,7 +32,7 @@ from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # of AdamW and its learning rate
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # steps; effectively over the last seventh of all
+AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; covers about the last seventh
 FADED = 0.75  # of the epochs, after which images are no longer deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 SAVE_SECONDS = 10  # between two writes of last.pth
@@ -45,7 +45,7 @@ def make_parser() -> ArgumentParser:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("--n_epochs", type=number(1), default=16, help="total, resumed ones included")
+    add("--n_epochs", type=number(1), default=16, help="total, with resumed ones")
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: scripts as processes (Linux, macOS), and facts about the machine."""
+"""Shared by the benchmarks: scripts as processes (Linux, macOS), and facts about the machine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SEED_OBJECTIVE = (
 
 
 def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
-    """The last line of "script.py flags" and paths, and the process's cost. Raises UserError."""
+    """Runs "script.py flags" and paths; gives its last line and its cost. Raises UserError."""
     start = time.perf_counter()
     script, *flags = shlex.split(command)
     words = [sys.executable, ROOT / script, *flags, *paths]

@@ -1,4 +1,4 @@
-"""Reads a photograph of a digit as MNIST is made: paper, threshold, connected pieces, strokes."""
+"""Turns a photograph of a digit into an MNIST image: paper, threshold, connected pieces."""
 
 from pathlib import Path
 
@@ -102,7 +102,7 @@ def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pixels, a mask (H, W), and whether they keep clear of the picture's border."""
+    """The digit's pixels, a mask (H, W), and whether they stay off the picture's border."""
     mask = ink > threshold(ink)
     digit, clear = choose(without_lines(mask))
     if not digit.any():  # the picture holds nothing but a long thin 1

@@ -1,4 +1,4 @@
-"""What the figures share: flags, a model and its test images, colours, grids of digits, files."""
+"""Shared by the figures: flags, a model and its test images, colours, grids of digits, files."""
 
 import io
 import os

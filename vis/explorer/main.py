@@ -24,9 +24,9 @@ from utils.cli import UserError
 from vis.common import DIGIT_COLOURS, EncodedTestSet, NotApplicable, make_parser, save_file
 from vis.posterior.true_posterior import measure, modes
 
-PAGE = Path(__file__).with_name("page.html")  # where each of these names gives way to its file
+PAGE = Path(__file__).with_name("page.html")  # in which @@name@@ is replaced by that file
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
-MAX_BYTES = 10_000_000  # of the page: what a mail or a phone takes without complaint
+MAX_BYTES = 10_000_000  # of the page: mail and phones accept this much
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
 N_CHOSEN_FROM = 30  # images of which presets are chosen
 

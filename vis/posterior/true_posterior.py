@@ -63,7 +63,7 @@ def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[in
 
 @torch.no_grad()
 def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterior]:
-    """Of images (N, 1, 28, 28) uint8, by cells that are halved until small and many enough."""
+    """p(u|x) of images (N, 1, 28, 28) uint8, on cells that are halved until fine enough."""
     x, n, found = images.flatten(1) / 255, COARSEST, [None] * len(images)  # x (N, 784)
     every = torch.cartesian_prod(torch.arange(n), torch.arange(n))
     quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # of a cell

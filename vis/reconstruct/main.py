@@ -39,7 +39,7 @@ def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) 
     return figure
 
 
-def draw_test_images(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
+def draw_pairs(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
     """Rows of images (N, 1, 28, 28) uint8, each above its reconstruction."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu)
     n_columns = min(10, len(images))
@@ -64,9 +64,7 @@ def main() -> None:
         save_figure(draw_own(args.image, images, test_set), args.save_dir, "reconstruct_own")
     else:
         chosen = torch.randperm(len(test_set.images), generator=rng(args.seed))[: args.n_images]
-        save_figure(
-            draw_test_images(test_set.images[chosen], test_set), args.save_dir, "reconstruct"
-        )
+        save_figure(draw_pairs(test_set.images[chosen], test_set), args.save_dir, "reconstruct")
 
 
 if __name__ == "__main__":
