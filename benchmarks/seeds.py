@@ -17,14 +17,18 @@ from utils import cli
 from utils.files import write_file
 from vis.common import plt, save_figure
 
-BCE, MSE = (7840, 1568, 784, 600, 392, 196, 78, 1), (11500, 4000, 2560, 1837.5, 784, 392)
-LOSSES = {f"bce {weight}": f"--recon_weight {weight}" for weight in BCE}
-LOSSES |= {"bce 784, dynamic": "--recon_weight 784 --binarize dynamic"}
-LOSSES |= {f"mse {weight}": f"--recon_loss mse --recon_weight {weight}" for weight in MSE}
-LOSSES |= {f"{name}, 20-d": f"{flags} --latent_dim 20" for name, flags in LOSSES.items()}
+LOSSES = {  # of popular implementations, as in docs/losses.md
+    "bce 784": "--recon_weight 784",
+    "bce 784, dynamic": "--recon_weight 784 --binarize dynamic",
+    "bce 600": "--recon_weight 600",
+}
+LOSSES |= {
+    f"mse {w}": f"--recon_loss mse --recon_weight {w}" for w in (4000, 2560, 1837.5, 784, 392)
+}
+BETAS = {f"bce {w}": f"--recon_weight {w}" for w in (7840, 1568, 392, 196, 78)}
 RECIPES = {  # sets of them, by name: flags of train.py
     "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
-    "losses": LOSSES,  # of docs/losses.md
+    "losses": LOSSES | BETAS | {f"{n}, 20-d": f"{f} --latent_dim 20" for n, f in LOSSES.items()},
 }
 N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and its pixels
 METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "gaussian_neg_elbo", "test_neg_elbo")
@@ -35,12 +39,12 @@ COLUMNS = ("recipe", "seed", "flags", *METRICS)
 def measure(recipe: str, flags: str, seed: int, n_samples: str, strips: Path) -> dict:
     """A row of the CSV: one run of train.py and one of evaluate.py. Raises UserError.
 
-    The run's last samples go to the folder `strips`.
+    The samples of the best epoch go to the folder `strips`.
     """
     with TemporaryDirectory() as folder:
         best = train(f"train.py {flags} --seed {seed}", folder)
         test = evaluate(f"evaluate.py --n_importance_samples {n_samples}", folder)
-        samples = max(Path(folder, "samples").iterdir())
+        samples = Path(folder, "samples", f"epoch_{best['epoch']:04d}.png")
         write_file(strips / f"{recipe}_{seed}.png", samples.read_bytes())
     row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
@@ -61,15 +65,15 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def draw_strips(recipes: list[str], strips: Path) -> None:
-    """strips.png: ten samples after each recipe's first run, 2 and 20 dimensions side by side."""
-    n_rows = len(recipes) // 2
-    figure, axes = plt.subplots(n_rows, 2, figsize=(10, 0.5 * n_rows), layout="constrained")
-    for plane, recipe in zip(axes.T.flat, recipes, strict=True):
-        plane.imshow(plt.imread(strips / f"{recipe}_{cli.SEED}.png")[:28])
-        plane.set(xticks=[], yticks=[])
-    for plane, recipe in zip(axes[:, 0], recipes, strict=False):
-        plane.set_ylabel(recipe, rotation=0, ha="right", va="center")
+def draw_strips(strips: Path) -> None:
+    """strips.png: ten samples after each loss's first run, 2 and 20 dimensions side by side."""
+    size = (10, 0.5 * len(LOSSES))
+    figure, axes = plt.subplots(len(LOSSES), 2, figsize=size, layout="constrained")
+    for row, name in zip(axes, LOSSES, strict=True):
+        for plane, suffix in zip(row, ("", ", 20-d"), strict=True):
+            plane.imshow(plt.imread(strips / f"{name}{suffix}_{cli.SEED}.png")[:28])
+            plane.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for plane, title in zip(axes[0], ("2 dimensions", "20 dimensions"), strict=True):
         plane.set_title(title)
     save_figure(figure, strips.parent, "strips")
@@ -99,7 +103,7 @@ def main() -> None:
             rows.append(row)
         print(row_of_table(recipe, rows), flush=True)
     if args.recipes == "losses":
-        draw_strips(list(LOSSES), strips)
+        draw_strips(strips)
 
 
 if __name__ == "__main__":
