@@ -117,7 +117,7 @@ def evaluations(model: train.VAE, where: torch.device) -> list[float]:
     images = IMAGES["test"]
     q = estimators.posteriors(model, images)
     nll = estimators.importance_weighted_nll(model, images, q, 3)
-    exact, _ = estimators.grid_nll(model, images[:2], 17)
+    exact = estimators.grid_nll(model, images[:2], 17)
     samples = model.sample(3, device.rng(1, device=where)).sum()
     kl = estimators.kl_of_dimensions(q, model.config.prior).cpu()
     return [*nll.tolist(), *exact.tolist(), *kl.tolist(), samples.item()]

@@ -23,6 +23,7 @@ from model import VAE
 from utils.cli import DATA_DIR, UserError
 from vis.posterior.true_posterior import exact_elbo, true_posteriors
 
+pytestmark = pytest.mark.xdist_group("explorer")  # each page is built once
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 OFFLINE = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -31,7 +31,7 @@ def evidence(model: VAE, images: Tensor, is_last: bool, n_images: int) -> dict[s
     images = images[:n_images]
     nats = {"appendix D": estimate_evidence(model, images, rng(NOISE_SEED)).mean().item()}
     if is_last:
-        nats["grid"] = -grid_nll(model, images, N_GRID, GRID_LIMIT)[0].mean().item()
+        nats["grid"] = -grid_nll(model, images, N_GRID, GRID_LIMIT).mean().item()
     return nats
 
 
