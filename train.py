@@ -204,9 +204,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
     weights = sum(p.sum().item() for p in run.model.parameters())  # nan if the last step broke them
     if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
-        raise UserError(
-            f"the loss is not finite in epoch {epoch}; start again with a smaller --lr."
-        )
+        raise UserError(f"loss not finite in epoch {epoch}; start again with a smaller --lr.")
     run.metrics.append(row)
 
 
@@ -225,9 +223,10 @@ def save(run: Run, args: Namespace) -> None:
 
     last.pth is written last: a resumed run repeats later epochs and rewrites their files.
     """
-    folder, (model, average, optimizer, metrics) = args.save_dir, run
+    model, average, optimizer, metrics = run
+    folder, png = args.save_dir, io.BytesIO()
     if metrics:
-        samples, png = average.sample(100, device.rng(args.seed, device=args.device)), io.BytesIO()
+        samples = average.sample(100, device.rng(args.seed, device=args.device))
         save_image(samples, png, "PNG", nrow=10, padding=0)
         write_file(folder / "samples" / f"epoch_{len(metrics):04d}.png", png.getvalue())
         if metrics[-1] is best_row(metrics, args):
