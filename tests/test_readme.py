@@ -24,12 +24,9 @@ PAGES = {page: page.read_text() for pattern in PATTERNS for page in ROOT.glob(pa
 
 def commands(text: str) -> set[str]:
     """The commands of a page: its bash blocks, and `python3 ...` inside its lines."""
-    lines, folder = [], ""
-    for line in "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines():
-        if line.startswith("cd "):
-            folder = f"{line[3:]}/"
-        else:
-            lines.append(line.replace("python3 ", f"python3 {folder}"))
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
+    cd, folder, blocks = re.fullmatch(r"(cd (.*?)\n)?(.*)", blocks, flags=re.DOTALL).groups()
+    lines = blocks.replace("python3 ", f"python3 {folder}/" if cd else "python3 ").splitlines()
     lines += re.findall(r"`(python3 [^`]+)`", text)
     return {part.strip() for line in lines for part in line.split("&&")}
 
