@@ -5,7 +5,7 @@ from conftest import ROOT, run_script
 PROGRAM = """
 import copy, importlib, pickle, sys
 import torch
-OWN = ("utils", "model", "utils.images", "data", "loss")
+OWN = ("utils", "model", "utils.photos", "data", "loss")
 
 def own(names):
     for name in names:
