@@ -80,9 +80,8 @@ def knn_accuracy(
     """
     accuracies = []
     for draw in range(n_draws):
-        chosen = torch.randperm(len(labelled_mu), generator=rng(estimators.NOISE_SEED, draw))[
-            :N_LABELLED
-        ]
+        order = torch.randperm(len(labelled_mu), generator=rng(estimators.NOISE_SEED, draw))
+        chosen = order[:N_LABELLED]
         distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
         nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
         votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)

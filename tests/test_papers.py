@@ -182,7 +182,7 @@ QUICK = ((2, "--latent_dim 3"), (3, MCEM), (4, ""), (5, ""))
 
 @pytest.mark.parametrize(("figure", "flags"), QUICK)
 def test_every_figure_has_a_quick_form_and_is_redrawn(figure, flags, tmp_path, monkeypatch):
-    """Figure 3 also from its CSV alone; another seed does not go on with its networks."""
+    """Figure 3 also from its CSV alone; another seed does not resume its networks."""
     script = f"papers/auto_encoding_variational_bayes/figure_{figure}.py"
     flags = f"--n_samples 10000 --save_dir . {flags}"
     draw = importlib.import_module(script[:-3].replace("/", ".")).main

@@ -111,7 +111,7 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "kl": test_set.kl.tolist(),  # of each dimension, nats; below 0.05 it has no slider
         "reach": reach,  # half the width of the first map and of every slider
         "farthest": FARTHEST,
-        "presets": presets(test_set, n_images) if len(test_set.kl) == 2 <= n_images else [],
+        "presets": presets(test_set, n_images) if len(test_set.kl) == 2 and n_images > 2 else [],
         "binary": bool(((images == 0) | (images == 255)).all()),  # then a drawing is binarised too
         "images": payload.put(images[:n_images], torch.uint8),
         "labels": payload.put(test_set.labels[:n_images], torch.uint8),
