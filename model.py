@@ -119,14 +119,9 @@ class VAE(nn.Module):
         return mu + std * (torch.randn_like(std) if eps is None else eps)
 
     def decode(self, z: Tensor) -> Tensor:
-        """p(x|z): z (..., B, L) -> logits (..., B, 1, 28, 28); their sigmoids are pixel means.
-
-        Raises ValueError for a z without the dimension B.
-        """
-        if z.ndim < 2:
-            raise ValueError(f"z must be (..., B, L), not {(*z.shape,)}; for one image use z[None]")
+        """p(x|z): z (..., L) -> logits (..., 1, 28, 28), whose sigmoids are pixel means."""
         with autocast(self.precision, self.device):
-            h = self.decoder(z.flatten(0, -2).to(self.dtype))
+            h = self.decoder(z.reshape(-1, z.shape[-1]).to(self.dtype))
         return h.to(self.dtype).view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     @torch.no_grad()

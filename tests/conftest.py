@@ -64,7 +64,7 @@ def contents(path: Path) -> str:
     checkpoint = torch.load(path, weights_only=True)
     for row in checkpoint["metrics"]:
         row.pop("seconds", None)
-    return json.dumps(checkpoint, default=torch.Tensor.tolist)
+    return json.dumps(checkpoint, default=lambda tensor: tensor.numpy().tobytes().hex())
 
 
 def liven(prior: nn.Module) -> nn.Module:

@@ -55,17 +55,17 @@ def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
     return u.cpu(), torch.sigmoid(model.decode(z)).cpu()
 
 
-def draw(u: Tensor, plane: Tensor, labels: Tensor, texts: tuple[str, ...]) -> Image.Image:
-    """A frame of the film with both titles and the symbol of its axes, which are fixed."""
+def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: list[str], symbol: str) -> Image.Image:
+    """A frame of the film: both panels with their titles, axes of fixed limits."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6), sharey=True)
     figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.86, wspace=0.04)
     scatter_digits(left, u, labels, size=6, alpha=1)
     left.legend(ncols=10, loc=(0, 1.07), frameon=False, handletextpad=-0.4)
     right.imshow(tile(plane, N_CELLS), "gray", vmin=0, vmax=1, extent=(-LIMIT, LIMIT) * 2)
-    for axes, title in zip((left, right), texts, strict=False):
+    for axes, title in zip((left, right), titles, strict=True):
         axes.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", title=title)
-        axes.set_xlabel(f"${texts[-1]}_1$")
-    left.set_ylabel(f"${texts[-1]}_2$")
+        axes.set_xlabel(f"${symbol}_1$")
+    left.set_ylabel(f"${symbol}_2$")
     content = io.BytesIO()
     figure.savefig(content, dpi=100)
     plt.close(figure)
@@ -85,13 +85,12 @@ def main() -> None:
     test, labels = load_mnist(args.data_dir, "test", args.dataset)
     test = binarize(test, args.binarize)[:N_TEST]
 
-    pictures = []
+    pictures, symbol = [], "u" if args.prior == "flow" else "z"
     for step, model in film(build(args, train), train, args):
         epoch = step / math.ceil(len(train) / args.batch_size)
         neg_elbo = validate(model, val, args)["val_neg_elbo"]
-        titles = f"step {step:,}, epoch {epoch:.1f}", f"validation -ELBO {neg_elbo:.1f} nats"
-        symbol = "u" if args.prior == "flow" else "z"
-        pictures.append(draw(*see(model, test), labels[:N_TEST], (*titles, symbol)))
+        titles = [f"step {step:,}, epoch {epoch:.1f}", f"validation -ELBO {neg_elbo:.1f} nats"]
+        pictures.append(draw(*see(model, test), labels[:N_TEST], titles, symbol))
     palette = pictures[-1].quantize(N_COLOURS, Image.Quantize.MAXCOVERAGE)
     pictures = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in pictures]
     durations, gif = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS], io.BytesIO()
