@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict]
     """
     plain = {name: v for name, v in vars(args).items() if isinstance(v, int | float | str)}
     content = {"config": asdict(model.config), "args": plain, "metrics": metrics}
-    buffer = io.BytesIO()  # torch.save to a full disk does not say that it is full
+    buffer = io.BytesIO()  # because torch.save does not name a full disk as the cause
     torch.save(content | {"weights": model.state_dict()} | state, buffer)
     write_file(path, buffer.getbuffer())
 

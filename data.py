@@ -1,6 +1,6 @@
 """MNIST and its relatives as uint8 tensors: one fixed split, binarisation, batches.
 
-The archives are read as they are: nothing is extracted, so a read-only folder serves as well.
+The archives are read as they are: nothing is extracted, so a read-only folder suffices.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from utils.cli import UserError
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's class names
 BINARIZE = ("none", "dynamic")
-SPLITS = {  # each split's archive, the images in it, and the part of them
+SPLITS = {  # split -> archive, its number of images, the split's part
     "train": ("train", 60_000, slice(0, 50_000)),
     "val": ("train", 60_000, slice(50_000, 60_000)),
     "test": ("t10k", 10_000, slice(0, 10_000)),
@@ -76,7 +76,7 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
     """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
 
     Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` is on the images' device;
-    without it (images on the CPU) the draw is a fixed one, for evaluation.
+    without it the draw is fixed, for evaluation (images on the CPU).
     """
     if mode == "none":
         return images

@@ -52,7 +52,7 @@ def posteriors(model: VAE, images: Tensor, batch_size: int = 1000) -> Gaussians:
 
 
 def posterior_noise(n: int, latent_dim: int) -> Tensor:
-    """The fixed eps (n, L), on the CPU, of all evaluations with one posterior draw per image."""
+    """The fixed noise eps (n, L), on the CPU, for evaluations with one posterior draw per image."""
     return torch.randn(n, latent_dim, generator=rng(NOISE_SEED))
 
 
@@ -133,7 +133,7 @@ def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT)
 def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, int, float]:
     """`grid_nll`, whose step is halved until the mean moves by less than GRID_TOLERANCE.
 
-    Returns the nats (N,), the final points per axis, and how far the last halving moved the mean.
+    Returns the NLL (N,), the final points per axis, and how far the last halving moved the mean.
     """
     nll, change = grid_nll(model, images, n_grid), math.inf
     while change >= GRID_TOLERANCE and n_grid < MAX_GRID:
@@ -151,8 +151,8 @@ def active_units(mu: Tensor) -> Tensor:
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    Against N(0, 1); with a flow, which has no such term, against a Gaussian with the aggregate
-    posterior's mean and standard deviation.
+    Against N(0, 1); with a flow, which has no term per dimension, against a Gaussian with the
+    aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q
     if prior == "flow":

@@ -10,7 +10,7 @@ _NAMES = {"utils", *(path.stem for path in _ROOT.glob("*.py"))}
 
 
 def _take_out() -> dict:
-    """Removes every loaded module that has the name of one of ours, and returns them."""
+    """Removes and returns all loaded modules whose names are also names of ours."""
     names = [name for name in sys.modules if name.split(".")[0] in _NAMES - {__name__}]
     return {name: sys.modules.pop(name) for name in names}
 

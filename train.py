@@ -32,8 +32,8 @@ from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # of AdamW and its learning rate
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; covers about the last seventh
-FADED = 0.75  # of the epochs, after which images are no longer deformed
+AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; a power that covers about the last seventh
+FADED = 0.75  # share of the epochs after which no image is deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 SAVE_SECONDS = 10  # between two writes of last.pth
 COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, for each of train and val
@@ -45,11 +45,11 @@ def make_parser() -> ArgumentParser:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("--n_epochs", type=number(1), default=16, help="total, with resumed ones")
+    add("--n_epochs", type=number(1), default=16, help="total, including resumed ones")
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
-    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; with bce, 784: -ELBO")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; 784 with bce: -ELBO")
     add("--kl_warmup", type=number(0), default=0, help="steps over which the KL's weight rises")
     add("--n_importance_samples", type=number(1), default=1, help="K of the bound; 1: the ELBO")
     add("--dataset", choices=DATASETS, default="MNIST", help="torchvision's name")
@@ -83,7 +83,7 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
         args = parser.parse_args(argv)
         for name in settled.keys() - {"n_epochs"}:
             if getattr(args, name) != settled[name]:
-                raise UserError(f"--{name} is settled by {start}; leave it out.")
+                raise UserError(f"--{name} is fixed by {start}; leave it out.")
     if args.save_dir and not args.resume and (args.save_dir / "best.pth").exists():
         raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
     args.device = device.pick_device(args.device)
@@ -92,7 +92,7 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """Rises over 100 steps, or a tenth of a shorter run; times a parabola from 1 to 0."""
+    """A warm-up of 100 steps, or a tenth of a shorter run, times a parabola from 1 to 0."""
     warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
     return peak * warmup * (1 - step / n_steps) ** 2
 
@@ -173,7 +173,7 @@ def build(args: Namespace, images: Tensor) -> Run:
             optimizer.load_state_dict(checkpoint["optimizer"])
             metrics = checkpoint["metrics"]
         except (LookupError, ValueError, RuntimeError) as error:
-            raise UserError(f"{args.resume} holds no run to resume; give its last.pth.") from error
+            raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.") from error
     return Run(model, average, optimizer, metrics)
 
 
@@ -211,7 +211,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
     """The epoch whose weights best.pth holds: the one with the lowest validation loss.
 
-    For K > 1 draws training minimises another loss than the ELBO, so it is the latest epoch.
+    With K > 1 draws training does not minimise -ELBO, so the latest epoch counts as the best.
     """
     if args.n_importance_samples > 1:
         return metrics[-1]
@@ -219,7 +219,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 
 
 def save(run: Run, args: Namespace) -> None:
-    """Writes the files of an epoch, the large last.pth only now and then. Raises UserError.
+    """Writes the files of an epoch, the large last.pth every SAVE_SECONDS. Raises UserError.
 
     last.pth is written last: a resumed run repeats later epochs and rewrites their files.
     """
@@ -236,7 +236,7 @@ def save(run: Run, args: Namespace) -> None:
         try:
             write_file(folder / "metrics.csv", text.encode())
         except UserError:
-            print("warning: metrics.csv cannot be written; close the program that holds it.")
+            print("warning: metrics.csv cannot be written; close the program that has it open.")
     path, is_due = folder / "last.pth", len(metrics) in (0, args.n_epochs)
     if is_due or not path.exists() or time.time() - path.stat().st_mtime > SAVE_SECONDS:
         state = {"training": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -16,7 +16,7 @@ from checkpoint import load_checkpoint
 from train import parse_flags
 from utils.cli import ROOT, UserError
 
-# Flags of train.py: to the quality of conventional.py, and to the seed project's objective.
+# Flags of train.py that reach conventional.py's quality, or the seed project's objective.
 OURS = "--latent_dim 20 --recon_weight 784 --n_blocks 1 --lr 0.009 --batch_size 96 --n_epochs 1"
 SEED_OBJECTIVE = (
     "--recon_loss mse --recon_weight 1837.5 --n_blocks 2 --lr 0.006 --batch_size 128 --n_epochs 3"
@@ -45,7 +45,7 @@ def train(command: str, folder: str | Path) -> dict[str, float]:
 
 
 def evaluate(command: str, folder: str | Path) -> dict[str, float]:
-    """Metrics of that best epoch by "evaluate.py flags". Raises UserError."""
+    """Metrics of the best epoch by "evaluate.py flags". Raises UserError."""
     return json.loads(run(f"{command} --json --model_params", Path(folder, "best.pth"))[0])
 
 

@@ -1,4 +1,4 @@
-"""What a run of train.py costs on the CPU, in seconds and memory, as one flag at a time changes."""
+"""The cost of train.py on the CPU, in seconds and memory, as one flag at a time changes."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ def main() -> None:
     for name, values in SWEEPS.items():
         for value in values:
             print_row(f"--{name} {value}")
-    ours = print_row("--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128")  # like theirs
+    ours = print_row("--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128")  # their network
     last, _ = run("benchmarks/conventional.py --n_epochs 1")
     theirs = json.loads(last)["epoch_seconds"][0]
     print(f"\nimages/s of the last row over conventional.py's: {theirs / ours:.1f}")

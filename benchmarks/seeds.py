@@ -26,7 +26,7 @@ LOSSES |= {
     f"mse {w}": f"--recon_loss mse --recon_weight {w}" for w in (4000, 2560, 1837.5, 784, 392)
 }
 BETAS = {f"bce {w}": f"--recon_weight {w}" for w in (7840, 1568, 392, 196, 78)}
-RECIPES = {  # sets of them, by name: flags of train.py
+RECIPES = {  # set -> recipe -> flags of train.py
     "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
     "losses": LOSSES | BETAS | {f"{n}, 20-d": f"{f} --latent_dim 20" for n, f in LOSSES.items()},
 }
@@ -66,7 +66,7 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
 
 
 def draw_strips(strips: Path) -> None:
-    """strips.png: ten samples after each loss's first run, 2 and 20 dimensions side by side."""
+    """strips.png: ten samples of each loss's first run, 2 and 20 dimensions side by side."""
     size = (10, 0.5 * len(LOSSES))
     figure, axes = plt.subplots(len(LOSSES), 2, figsize=size, layout="constrained")
     for row, name in zip(axes, LOSSES, strict=True):
@@ -81,7 +81,7 @@ def draw_strips(strips: Path) -> None:
 
 def main() -> None:
     parser = cli.parser("Trains and evaluates recipes from several seeds.")
-    parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="which set of them")
+    parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="set of recipes")
     parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from {cli.SEED} on")
     parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="one row per run")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Seconds to a quality on the CPU: train.py beside the conventional loop, as whole processes."""
+"""Times train.py and the conventional loop, as whole CPU processes, up to a given quality."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from benchmarks.common import OURS, SEED_OBJECTIVE, machine, run, train
 from utils import cli
 
 SEED_PROJECT = 72.40  # its objective on the validation images, after 84 epochs
-COMMANDS = {  # in a round, *_seconds -> the command, and the key of its quality
+COMMANDS = {  # in a round, name -> command, key of its quality
     "conventional": ("conventional.py", "target_neg_elbo"),
     "ours": (f"train.py {OURS}", "ours_neg_elbo"),
     "seed_objective": (f"train.py {SEED_OBJECTIVE}", "seed_objective"),
@@ -63,9 +63,9 @@ def table(rounds: list[dict[str, float]]) -> str:
 
 
 def main() -> None:
-    parser = cli.parser("Measures seconds to a quality beside the conventional loop's.")
+    parser = cli.parser("Times train.py and the conventional loop up to a quality.")
     add, images = parser.add_argument, cli.number(1, 50_000)
-    add("--n_rounds", type=cli.number(1), default=3, help="each with a seed of its own")
+    add("--n_rounds", type=cli.number(1), default=3, help="rounds, a seed for each")
     add("--n_train", type=images, default=50_000, help="images; fewer only to try this script")
     add("--json", action="store_true", help="print the medians as JSON too, on the last line")
     args = parser.parse_args()

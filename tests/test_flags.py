@@ -88,7 +88,7 @@ def test_a_checkpoint_settles_its_flags(tiny_run, start):
     others |= {"dataset": "KMNIST", "precision": "bf16", "save_dir": "other"}
     path = tiny_run / "last.pth"
     for name in settled:
-        with pytest.raises(UserError, match=f"^--{name} is settled by {path}; leave it out.$"):
+        with pytest.raises(UserError, match=f"^--{name} is fixed by {path}; leave it out.$"):
             parse_flags([start, str(path), f"--{name}", others.get(name, "7")])
     args = parse_flags([start, str(path), *words(("--n_epochs 7 --device cpu --data_dir x",))])
     assert (args.n_epochs, args.device.type, args.data_dir) == (7, "cpu", Path("x"))

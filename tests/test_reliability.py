@@ -209,7 +209,7 @@ def test_a_finished_run_resumes_to_its_last_lines_or_to_more_epochs(trainer, tin
     assert following == "next: python3 evaluate.py --model_params run/best.pth"
     assert_same_run(tmp_path / "run", tiny_run)
     best = trainer(tmp_path, "--resume run/best.pth")
-    assert "best.pth holds no run to resume; give its last.pth." in refusal(best)
+    assert "best.pth cannot be resumed; give the run's last.pth." in refusal(best)
     more = trainer(tmp_path, "--resume run/last.pth --n_epochs 3 --device cpu")
     assert [line[:9] for line in more.stdout.splitlines()[1:3]] == ["epoch 3/3", "best epoc"]
     assert epochs_in(tmp_path / "run" / "last.pth") == 3

@@ -1,4 +1,4 @@
-"""Common flags, and the report of a user's mistake, for every script."""
+"""Flags and the report of a user's mistake, shared by all scripts."""
 
 import argparse
 import math
@@ -71,8 +71,8 @@ def run(main: Callable[[], None]) -> None:
     torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
     torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # of a notebook's %run, whose streams encode every letter
-            stream.reconfigure(errors="backslashreplace")  # else \u03a9 where it cannot be encoded
+        with suppress(AttributeError):  # in a notebook's %run, whose streams need no encoding
+            stream.reconfigure(errors="backslashreplace")  # writes \u03a9 if it cannot encode omega
     try:
         main()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Turns a photograph of a digit into an MNIST image: paper, threshold, connected pieces."""
+"""Turns a photograph of a digit into an MNIST image: finds paper, ink and the digit's pieces."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from utils.cli import UserError
 
-SIDE = 320  # pixels: a larger picture is reduced to it, which also averages a sensor's noise
+SIDE = 320  # pixels: larger pictures are reduced to this, which also averages out sensor noise
 
 
 def filtered(mask: np.ndarray, *filters: MaxFilter | MinFilter) -> np.ndarray:
-    """A mask (H, W) grown by a MaxFilter, shrunk by a MinFilter."""
+    """A filtered mask (H, W): MaxFilter grows it, MinFilter shrinks it."""
     picture = Image.fromarray(mask.astype(np.uint8))
     for each in filters:
         picture = picture.filter(each)
@@ -27,7 +27,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     small = Image.fromarray(grey)
     small.thumbnail((64, 64), Image.Resampling.BOX)
     around = sliding_window_view(np.pad(small, 8, mode="reflect"), (17, 17)).mean(axis=(2, 3))
-    if ((small - around) ** 3).sum() > 0:  # light on dark: ink is what fewer pixels hold
+    if ((small - around) ** 3).sum() > 0:  # light on dark: fewer pixels are ink than paper
         grey, small = 255 - grey, Image.fromarray(255 - np.asarray(small))
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
     paper = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
@@ -47,13 +47,13 @@ def threshold(ink: np.ndarray) -> float:
 
 def pieces(mask: np.ndarray) -> list[np.ndarray]:
     """The connected pieces of a mask (H, W), each as its rows and columns (2, n)."""
-    width = mask.shape[1] + 1  # an empty column parts the end of a row from the next one
+    width = mask.shape[1] + 1  # an empty column separates each row's end from the next row
     left = set(np.flatnonzero(np.pad(mask, ((0, 0), (0, 1)))).tolist())
     steps = [row * width + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
     found = []
     while left:
         piece = [left.pop()]
-        for pixel in piece:  # which grows meanwhile
+        for pixel in piece:  # the list grows in the loop
             new = left.intersection([pixel + step for step in steps])
             left -= new
             piece += new
@@ -62,7 +62,7 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def without_lines(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) without ruled lines: thin, almost level or upright, and long."""
+    """A mask (H, W) without ruled lines: long, thin and almost level or upright."""
     size = max(mask.shape) // 160 * 2 + 3
     thin = mask & ~filtered(mask, MinFilter(size), MaxFilter(size))
     lines = np.zeros_like(mask)
@@ -78,9 +78,9 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 
 
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pieces of a mask (H, W), and whether they keep clear of the border.
+    """The digit's pieces of a mask (H, W), and whether they stay off the border.
 
-    They are the largest piece that keeps clear of the border, if any, and similar pieces near it.
+    They are the largest piece off the border (or on it, if all are) and similar pieces near it.
     """
     chosen, found = np.zeros_like(mask), pieces(mask)
     if not found:
@@ -126,7 +126,7 @@ def read_grey(path: str | Path) -> np.ndarray:
             values -= values.min()
             picture = Image.fromarray(values * (255 / max(values.max(), 1e-9)))
         else:
-            if picture.has_transparency_data:  # strokes on nothing may be black or white
+            if picture.has_transparency_data:  # transparent; its strokes may be black or white
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
             picture = picture.convert("L")
@@ -138,7 +138,7 @@ def read_grey(path: str | Path) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A picture of one digit, of any size and polarity, as MNIST is made: (1, 28, 28) uint8.
+    """A picture of one digit, of any size and polarity, as an MNIST image: (1, 28, 28) uint8.
 
     Light on dark, the strokes' bounding box scaled into 20x20, the centre of mass at the centre.
     Raises UserError.

@@ -13,7 +13,7 @@ from vis.common import NotApplicable, figures_of, make_parser
 
 
 def main() -> None:
-    args = make_parser("Draws the figures of a model; each prints its path.").parse_args()
+    args = make_parser("Draws the figures of a model and prints their paths.").parse_args()
     folder = str(args.save_dir or figures_of(args.model_params))
     names = {path.parent.name for path in Path(__file__).parent.glob("*/main.py")}
     commands = [[name, *sys.argv[1:]] for name in sorted(names - {"curves", "training"})]

@@ -5,7 +5,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-os.environ["MPLBACKEND"] = "Agg"  # draws without a screen, also where a notebook has set its own
+os.environ["MPLBACKEND"] = "Agg"  # draws without a screen; a notebook may have set another
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patheffects import withStroke
@@ -21,7 +21,7 @@ from utils.device import pick_device, pick_precision, rng
 from utils.files import write_file
 
 # A colour for each digit, the same in every figure. Colour-blind readers can tell them apart, on
-# white and on black: Paul Tol's bright scheme, which ends at seven, and three more.
+# white and on black: Paul Tol's seven bright colours, and three more.
 BRIGHT = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999")
 DIGIT_COLOURS = (*BRIGHT, "#ee7733", "#009988", "#8c564b")
 plt.rcParams.update({"savefig.dpi": 150, "font.size": 11, "axes.titlesize": 12})
@@ -32,7 +32,7 @@ class NotApplicable(UserError):
 
 
 def figures_of(path: Path) -> Path:
-    """figures/vae_mnist of vae_mnist.pth, but figures/run_best of run/best.pth."""
+    """figures/vae_mnist for vae_mnist.pth, but figures/run_best for run/best.pth."""
     is_named = path.stem not in ("best", "last", "metrics")
     return Path("figures", path.stem if is_named else f"{path.resolve().parent.name}_{path.stem}")
 

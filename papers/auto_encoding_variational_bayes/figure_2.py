@@ -3,8 +3,8 @@
 python3 papers/auto_encoding_variational_bayes/figure_2.py
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours
 
-AEVB and wake-sleep with the paper's recipe, AEVB with 0.01 read as the variance of the initial
-weights, or AEVB with our recipe: AdamW with warm-up, PyTorch's initial weights, the mean image as
+Trains AEVB and wake-sleep by the paper's recipe, AEVB with 0.01 read as the initial weights'
+variance, or AEVB with our recipe: AdamW with warm-up, PyTorch's initial weights, the mean image as
 output bias and a posterior variance of at most 1.
 """
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = make_parser("Reproduces figure 2 of the paper on MNIST.")
     add = parser.add_argument
     add("--latent_dim", type=int, choices=LATENT_DIMS, nargs="+", default=LATENT_DIMS, help="of z")
-    add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="by recipe paper")
+    add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="for --recipe paper")
     add("--recipe", choices=RECIPES, default="paper", help="how the networks are trained")
     add("--binarize", choices=BINARIZE, default="none", help="grey, drawn once or for each batch")
     args = parser.parse_args()

@@ -3,7 +3,7 @@
 python3 papers/auto_encoding_variational_bayes/figure_3.py
 
 100 units, 3 latent dimensions, 1,000 or 50,000 training images. The curves are estimates by
-Appendix D. The last row of each curve has the exact value too, by a grid in three dimensions.
+Appendix D. The last row of each curve adds the exact value, by a grid in three dimensions.
 """
 
 import sys
@@ -40,7 +40,7 @@ def main() -> None:
     add = parser.add_argument
     add("--n_train", type=int, choices=SIZES, nargs="+", default=SIZES, help="training images")
     add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="how to train")
-    add("--n_images", type=cli.number(1, 10_000), default=1000, help="of each split to estimate")
+    add("--n_images", type=cli.number(1, 10_000), default=1000, help="to evaluate, per split")
     args = parser.parse_args()
     pairs = product(args.algorithm, args.n_train)
     networks = [Network(name, LATENT_DIM, figure=3, n_train=n) for name, n in pairs]

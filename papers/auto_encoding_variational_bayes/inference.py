@@ -27,7 +27,7 @@ ADAPTATION_RATE = 0.1  # of log(step size), per step
 FIRST_STEP_SIZE = 0.1
 N_LEAPFROG = 4  # Appendix D
 N_POSTERIOR_DRAWS = 50  # Appendix D
-N_BURN_IN = 50  # steps before the draws, which adapt the step size; the paper states none
+N_BURN_IN = 50  # steps that adapt the step size before the draws; the paper states none
 N_PRIOR_DRAWS = 10_000  # candidates for a chain's start
 
 

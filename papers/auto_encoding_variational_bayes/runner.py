@@ -46,7 +46,7 @@ def make_parser(description: str) -> ArgumentParser:
     """The flags of every figure."""
     parser = cli.parser(description)
     add = parser.add_argument
-    add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="for each network")
+    add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="per network")
     add("--step_size", type=cli.number(0.0), help="of Adagrad (default: that of STEP_SIZES)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     where = "folder of all files; if it has a CSV but no networks, only redraws"
@@ -111,7 +111,7 @@ def train(network: Network, estimate: Estimate, args: Namespace) -> VAE:
     if path.is_file():
         resume(run, path)
     points = curve_points(args.n_samples, network.chunk)
-    torch.set_flush_denormal(True)  # vanishing gradients would slow every product
+    torch.set_flush_denormal(True)  # denormal gradients would slow every product
     for chunk in tqdm(range(run.n_chunks + 1, max(points) + 1), str(network), disable=None):
         train_chunk(run, images, args)
         if chunk in points:
@@ -161,7 +161,7 @@ def write_rows(path: Path, rows: Rows) -> None:
 
 
 def print_comparison(rows: Rows) -> None:
-    """Prints each value at a power of ten of samples beside the paper's, where it has one."""
+    """Prints our values at powers of ten of samples beside the paper's, where it has them."""
     paper = read_rows(PAPER_CURVES)
     for row in rows:
         same = {name: row[name] for name in COLUMNS[:5]}
@@ -177,7 +177,7 @@ def print_comparison(rows: Rows) -> None:
 def draw(rows: Rows, column: str, panels: dict[str, str], save_dir: Path, **first_axes) -> None:
     """Nats against samples, one panel per value of `column`; `panels` has their titles.
 
-    The paper's curves lie behind, broad and pale. Training is dotted, test solid.
+    The paper's curves lie behind, thick and pale. Training is dotted, test solid.
     """
     size = (2.5 * len(panels) + 1.5, 4)
     figure, all_axes = plt.subplots(1, len(panels), sharex=True, sharey=True, figsize=size)

@@ -19,7 +19,7 @@ NOTE = "solid: validation; dotted: training (with --deform on deformed images);\
 
 
 def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
-    """The columns of a run's metrics, and of <name>_late.csv, if any, beside. Raises UserError."""
+    """The columns of a run's metrics and, if there is one, of <name>_late.csv. Raises UserError."""
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
         columns = ("epoch", *(f"{split}_{name}" for split in ("train", "val") for name in PANELS))
@@ -35,7 +35,7 @@ def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
 
 
 def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
-    """One colour a run, thick in its late phase, and its last validation value.
+    """Draws each run in a colour, thick in its late phase, with its last validation value.
 
     The axis leaves out each run's first tenth, which is so steep that it would flatten the rest.
     """
@@ -54,7 +54,7 @@ def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
 
 def main() -> None:
     parser = cli.parser("Plots the metrics of one or more runs.")
-    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="of each run")
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="CSV of each run")
     parser.add_argument("--save_dir", type=Path, help="default: figures/<the first run's name>")
     args = parser.parse_args()
     folders, runs = [*map(figures_of, args.metrics)], [*map(read_metrics, args.metrics)]

@@ -1,4 +1,4 @@
-// This file is what the hand moves beside the map: the card and its terms, the true posterior, the modes and the page's address,
+// This file has the controls beside the map: the card and its terms, the true posterior, the modes and the page's address,
 // samples, the interpolation, the drawing pad, pointers and keys. It follows map.js in the module of page.html.
 
 // ---------------------------------------------------------------------------------------------------- the card
@@ -33,7 +33,7 @@ function show(index) {
   $("image").value = index < N ? index : "";
   paint($("original"), item.pixels);
   paint($("reconstruction"), item.reconstruction);
-  questions.terms++; // an answer about the image before would come too late
+  questions.terms++; // an answer about the previous image would be stale
   clearTimeout(restTimer);
   restTimer = setTimeout(ask, 100, "terms"); // when the hand rests
   showTerms();
@@ -54,7 +54,7 @@ function showTerms() {
 
 // Pins an image: it stays on the card till another is pinned, or none (-1). In Posterior the map is shaded by it.
 function pin(index) {
-  if (index < 0 && state.mode === "posterior") setMode("points"); // a posterior is that of the pinned image
+  if (index < 0 && state.mode === "posterior") setMode("points"); // a posterior needs a pinned image
   play(false);
   clearSamples();
   Object.assign(state, { pinned: index, posterior: null });
@@ -63,7 +63,7 @@ function pin(index) {
     setU(state.subject.u); // with more than two dimensions the map becomes the slice through this point
     if (state.mode === "posterior") {
       frameIt = true;
-      ask("posterior"); // the shading of the image before stays till the first answer
+      ask("posterior"); // the previous shading stays until the first answer
     } else {
       const [px, py] = place(state.subject.u);
       if (Math.abs(px - width / 2) > width / 2 || Math.abs(py - height / 2) > height / 2) fit();
@@ -92,8 +92,8 @@ function showPosterior(answer) {
   drawOverlay();
 }
 
-// Returns the densest cell that holds a part of the truth beyond 3 standard deviations of the guess; if there is none, of all.
-// Also, whether a tenth of the truth or more lies within them.
+// Returns the densest cell of the posterior beyond 3 standard deviations of q(u|x) or, if there is none, the densest of all.
+// Also returns whether over a tenth of the posterior lies inside them.
 function truthBeside({ x, y, xx, xy, yy }) {
   const { cells, levels } = state.posterior, limit = 9 * (xx * yy - xy * xy);
   const isInside = ([a, b]) => yy * (a - x) ** 2 - 2 * xy * (a - x) * (b - y) + xx * (b - y) ** 2 <= limit;
@@ -191,7 +191,7 @@ function sample(source) {
   if (source === "prior") fit();
   $("sampled").hidden = false;
   animate(1200, (t) => {
-    if (state.samples !== samples) return false; // others have taken their place
+    if (state.samples !== samples) return false; // newer ones have replaced them
     state.fallen = t * t;
     drawOverlay();
   });
@@ -207,7 +207,7 @@ function clearSamples() {
 
 const between = (t) => state.ends[0].u.map((a, d) => a + t * (state.ends[1].u[d] - a));
 
-// A click pins the image under the cursor, or unpins it; if A has been chosen it is B, a point or any place on the map.
+// A click pins the image under the cursor, or unpins it. After A is chosen, it sets B: an image or any place on the map.
 function choose() {
   const index = nearest(state.u[P], state.u[Q]);
   if (state.ends.length === 1) addEnd(index);
@@ -237,7 +237,7 @@ function forgetEnds() {
   drawOverlay();
 }
 
-function setT(t) { // the large digit plays it
+function setT(t) { // the large digit follows
   state.t = t;
   $("t").value = t;
   setU(between(t));
@@ -248,7 +248,7 @@ function play(on) {
   state.playing = on;
   $("play").textContent = on ? "Pause" : "Play";
   if (!started) return;
-  const offset = Math.acos(1 - 2 * state.t) / Math.PI, start = performance.now(); // it goes on from where it is
+  const offset = Math.acos(1 - 2 * state.t) / Math.PI, start = performance.now(); // it continues from t
   const frame = (now) => {
     if (!state.playing) return;
     setT(0.5 - 0.5 * Math.cos(Math.PI * (offset + Math.max(0, now - start) / 2500))); // it is slow at both ends
@@ -271,8 +271,8 @@ function trace(context, toPixel, lineWidth) {
   }
 }
 
-// Returns the strokes as MNIST has its digits: 28 x 28 pixels, of which the longer side of the digit takes 20. The centre of
-// mass is in the middle.
+// Returns the strokes in MNIST's format: 28 x 28 pixels, of which the digit's longer side takes 20, with the centre of mass
+// in the middle.
 function normalised() {
   const points = strokes.flat(), low = [0, 1].map((k) => Math.min(...points.map((p) => p[k])));
   const size = Math.max(...[0, 1].map((k) => Math.max(...points.map((p) => p[k])) - low[k]), 0.1);
@@ -310,8 +310,8 @@ function clearDrawing() {
 
 // ------------------------------------------------------------------------------------------ hands and keys
 
-const pointers = new Map(); // where each pointer is that is down
-let travelled = 0; // how many pixels since the first went down; a click travels little
+const pointers = new Map(); // the position of each pressed pointer
+let travelled = 0; // pixels since the first was pressed; a click travels few
 
 const onMap = ({ clientX, clientY }) => { // we avoid event.offsetX, which would be rounded
   const { left, top } = $("map").getBoundingClientRect();
@@ -485,12 +485,12 @@ forgetEnds();
 new ResizeObserver(resize).observe($("frame"));
 resize();
 show(0);
-for (let i = 0; i < 10; i++) setU(state.subject.u); // a loop's first runs are slow, so we have them before the first move
+for (let i = 0; i < 10; i++) setU(state.subject.u); // a loop's first runs are slow, so we do them before the first move
 readAddress();
 addEventListener("hashchange", readAddress);
 
-// This is for tests and for curious people at the console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
-// explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) gives what is known of a test image, and
+// This is for the tests and for the browser's console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
+// explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) gives the data of a test image, and
 // explorer.pin(i) pins it to the card. explorer.place(u) says where u is in the window, and explorer.at(x, y) which
 // place of the map is there.
 window.explorer = { content, state, view, colours, decode, encode, testImage, pin,

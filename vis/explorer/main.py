@@ -28,7 +28,7 @@ PAGE = Path(__file__).with_name("page.html")  # in which @@name@@ is replaced by
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # of the page: mail and phones accept this much
 FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_CHOSEN_FROM = 30  # images of which presets are chosen
+N_CHOSEN_FROM = 30  # images from which presets are chosen
 
 
 class Payload(bytearray):
@@ -42,7 +42,7 @@ class Payload(bytearray):
 
     def put_weights(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> dict:
         """The weights (outputs, inputs, ...) in int16 or int8, the few biases in float32."""
-        # In 16 bits this is closer than half precision, which spends five of them on an exponent.
+        # 16-bit integers are more accurate than half precision, which has an exponent of 5 bits.
         largest = layer.weight.flatten(1).abs().amax(dim=1)  # of each output
         scale = largest.clamp(min=1e-30) / torch.iinfo(dtype).max
         integers = (layer.weight.flatten(1) / scale[:, None]).round()
@@ -52,7 +52,7 @@ class Payload(bytearray):
 
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
-    """The layers as the page knows them; its arrays are flat, so it needs no reshaping ones."""
+    """The layers in the page's format; its arrays are flat, so reshaping layers are left out."""
     layers, side = [], IMAGE_SHAPE[-1]  # of the images that convolutions see
     for module in modules:
         match module:
@@ -86,10 +86,10 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
 
 
 def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
-    """Test images with a posterior in two places, an encoder far off, a good fit."""
+    """Three test images: a posterior in two places, an encoder far off, a good fit."""
     found, kl = measure(test_set, list(range(min(n_images, N_CHOSEN_FROM))))
     second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # shares
-    # Of those with a quarter of the mass in a second mode, the one whose encoder is closest.
+    # The posterior with a quarter of its mass in a second mode that its encoder fits best.
     twofold = min(range(len(found)), key=lambda i: (-min(second[i], 0.25), kl[i]))
     return [twofold, kl.argmax().item(), kl.argmin().item()]
 
@@ -133,7 +133,7 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
 
 def main() -> None:
     parser = make_parser("Writes explorer.html: latent space, test images and network in one page.")
-    parser.add_argument("--n_images", type=cli.number(1, 10_000), default=10_000, help="to carry")
+    parser.add_argument("--n_images", type=cli.number(1, 10_000), default=10_000, help="to include")
     args = parser.parse_args()
     test_set, n_images = EncodedTestSet(args), args.n_images
     if len(test_set.kl) == 1:

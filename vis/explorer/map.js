@@ -1,5 +1,5 @@
 // This file is the map: what it shows, its view, the points, what follows the pointer, and the backgrounds.
-// It needs no import: main.py puts payload.js, map.js and card.js, one behind the other, into one module of page.html.
+// It needs no import: main.py puts payload.js, map.js and card.js, in this order, into one module of page.html.
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const subscript = (d) => content.symbol + String(d + 1).replace(/\d/g, (digit) => "₀₁₂₃₄₅₆₇₈₉"[digit]);
@@ -274,7 +274,7 @@ function paintSubject({ u, shape }) {
   }
 }
 
-// Writes a label from which an arrow points to (px, py), but for `gap` pixels; it lies in the direction (dx, dy).
+// Writes a label in the direction (dx, dy) from (px, py); its arrow ends `gap` pixels before that point.
 function arrow(text, [px, py], [dx, dy], gap = 14) {
   const at = (far, side = 0) => [px + far * dx - side * dy, py + far * dy + side * dx], end = gap + 46;
   halo(() => {
@@ -334,8 +334,8 @@ function inked(columns, rows, alpha) {
   return canvas;
 }
 
-const LEVELS = [[0.5, 0.8], [0.9, 0.55], [0.99, 0.34]]; // the densest regions with so much of the probability, and their opacity
-const FAINT = 0.16, FADES_OVER = 30; // the opacity beside them, which fades out over so many nats
+const LEVELS = [[0.5, 0.8], [0.9, 0.55], [0.99, 0.34]]; // of the densest regions: share of the probability, opacity
+const FAINT = 0.16, FADES_OVER = 30; // the opacity outside them, and the nats over which it fades
 
 const backgrounds = {
   *points() {
@@ -381,7 +381,7 @@ const backgrounds = {
     backdrop.drawImage(inked(columns, rows, (i) => 0.07 * level(i)), 0, 0, columns * cell, rows * cell);
   },
   *posterior() { // log p(u|x), smoothed over the worker's cells and cut into levels
-    if (!state.posterior) return; // the picture before stays till there is an answer
+    if (!state.posterior) return; // the old picture stays until an answer comes
     backdrop.clearRect(0, 0, width, height);
     const { cells, levels } = state.posterior, peak = cells[0][4], size = clamp(Math.sqrt(width * height / 200_000), 0.5, 3);
     const raster = { columns: Math.ceil(width / size), rows: Math.ceil(height / size), size };
@@ -397,7 +397,7 @@ const backgrounds = {
 // Puts the cells, of which the first is the densest, on a raster: `owner` has the number of the one at each pixel.
 // Returns the box of each, in pixels.
 function placeCells(raster, cells) {
-  const { columns, rows, size } = raster, edge = (position) => Math.round(position / size + 1e-6); // the same for both that share it
+  const { columns, rows, size } = raster, edge = (position) => Math.round(position / size + 1e-6); // equal for cells that share it
   raster.owner = new Int32Array(columns * rows).fill(-1);
   const boxes = cells.map(([x, y, w, h]) => {
     const left = edge(toX(x - w / 2)), top = edge(toY(y + h / 2));
@@ -429,7 +429,7 @@ function interpolate({ columns, rows, size, owner }, boxes, cells, least) {
   return values;
 }
 
-// Returns the mean around each pixel over a box as large as its cell, by differences of the sums over all above and to the left.
+// Returns the mean over a box around each pixel, as large as its cell, from sums over all pixels above and to the left.
 function smooth({ columns, rows, owner }, boxes, values) {
   const stride = columns + 1, sums = new Float64Array(stride * (rows + 1));
   for (let row = 0, i = 0; row < rows; row++) {
@@ -448,16 +448,16 @@ function smooth({ columns, rows, owner }, boxes, values) {
   });
 }
 
-let glides = 0; // the last one alone moves the map
+let glides = 0; // only the latest moves the map
 
 function glideTo(target) {
   const from = { ...view }, start = performance.now(), still = isStill(), mine = ++glides;
   let now = from;
   const frame = (time) => {
-    if (mine !== glides || view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // or a hand has moved the map
+    if (mine !== glides || view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // or the user has moved it
     const t = still ? 1 : clamp((time - start) / 700, 0, 1);
     const zoom = t < 1 ? from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t)) : target.zoom;
-    // The centre moves as 1 / zoom does, and so do the sides of the view: a straight and steady way on the screen.
+    // The centre moves in proportion to 1 / zoom, like the view's sides: a straight, steady path on the screen.
     const way = t < 1 && target.zoom !== from.zoom ? (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom) : t;
     Object.assign(view, { x: from.x + way * (target.x - from.x), y: from.y + way * (target.y - from.y), zoom });
     viewChanged();

@@ -1,11 +1,11 @@
 // This file runs the network and has the terms of the ELBO. It knows nothing of the page: a worker runs it too.
 
 // A network is a list of layers. Each has its own output array `y`, so that a move allocates no more than views.
-// Images are square, and their arrays are flat: channel by channel, row by row, of a batch one image behind the other.
+// Images are square, and their arrays are flat: channel by channel, row by row, and a batch image by image.
 
 const operations = {
   linear({ inputs, outputs, weight, bias }, x, y, n) {
-    // Tiles of four outputs by two images: each number that is read serves several products. What juts out repeats the last.
+    // Tiles of four outputs by two images: each number that is read serves several products. A tile past the end repeats the last.
     for (let o = 0; o < outputs; o += 4) {
       const o1 = Math.min(o + 1, outputs - 1), o2 = Math.min(o + 2, outputs - 1), o3 = Math.min(o + 3, outputs - 1);
       const w0 = o * inputs, w1 = o1 * inputs, w2 = o2 * inputs, w3 = o3 * inputs;
@@ -72,7 +72,7 @@ function shuffle({ factor, side }, length, move) {
   }
 }
 
-// Runs the layers on n images, whose arrays lie one behind the other in the Float64Array x: loops are faster if all arrays
+// Runs the layers on n images, whose arrays follow each other in the Float64Array x: loops are faster if all arrays
 // are of one type.
 function run(layers, x, n = 1) {
   for (const layer of layers) {
@@ -110,8 +110,8 @@ function dot(a, b) {
 }
 
 // ------------------------------------------------------------------------------------------------ the prior
-// As in prior.py: a flow is a list of couplings between z and u ~ N(0, I). Without couplings, u is z. Of n points, the arrays
-// lie one behind the other.
+// As in prior.py: a flow is a list of couplings between z and u ~ N(0, I). Without couplings, u is z. The arrays of n points
+// follow each other.
 
 function scaleAndShift({ mask, layers }, x, n) {
   const L = mask.length, st = run(layers, x.map((value, i) => value * mask[i % L]), n);

@@ -5,7 +5,7 @@
 // ------------------------------------------------------------------------------------------------ the ELBO's terms
 
 const MANY = 24, FEWEST = 8; // blocks of points eps of N(0, I) in more than two dimensions
-const SMALL_ERROR = 0.02; // nats: a standard error that needs no more of them
+const SMALL_ERROR = 0.02; // nats: at this standard error we draw no more
 
 // The trapezoidal rule on 9 x 9 points, 1 standard deviation apart. On the published weights it errs by 0.001 nats at most.
 function trapezoid() {
@@ -70,7 +70,7 @@ async function answerTerms({ id, pixels, mu, logvar }) {
 }
 
 // ---------------------------------------------------------------------------------------------- the true posterior
-// The plane is divided into cells, and in each p(x|u) p(u) counts as what it is in the middle (the midpoint rule). A cell
+// The plane is divided into cells, and within each, p(x|u) p(u) takes its value in the middle (the midpoint rule). A cell
 // is split in three along one axis, so its middle is used again. Where two cells decode to p and p', no image can tell them
 // apart better than by D = KL(p||p') + KL(p'||p): for a posterior of standard deviation s and cells of width h, it is (h / s)². So
 // the divergence says how fine the cells must be, for whatever image. The cells and their decoded logits serve all
@@ -152,7 +152,7 @@ function integrate(leaves) {
   return { logP, error: leaves.reduce((sum, leaf) => sum + leaf.error, 0) };
 }
 
-async function isStale(kind, id) { // waits till newer questions have been heard
+async function isStale(kind, id) { // first lets newer questions arrive
   await new Promise((done) => setTimeout(done));
   return id !== current[kind];
 }

@@ -21,8 +21,8 @@ COARSEST, FINEST = 128, 16_384  # cells along each axis
 FEW_CELLS = 100  # of a posterior that is only measured
 TOLERANCE = 0.03  # nats: cells are small enough if halving them moves log p(x) by less
 DEPTH = 10.0  # nats below its peak, where a posterior is cut off
-NARROWEST = 0.006  # standard deviation of the narrowest peak that no grid may overlook
-REGION_MASS, MODE_MASS = 0.9, 0.01  # of the posterior: the region of all modes, the smallest mode
+NARROWEST = 0.006  # no grid may overlook a peak of this standard deviation
+REGION_MASS, MODE_MASS = 0.9, 0.01  # shares of the posterior: region of all modes, smallest mode
 N_NODES = 10  # of the Gauss-Hermite rule, along each axis of z
 CHUNK = 2048  # points that are decoded at once
 
@@ -72,7 +72,7 @@ def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterio
     log_p = dict.fromkeys(cells, -math.inf)
     while True:
         step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
-        # Cells whose centres are deeper do not reach DEPTH if no Gaussian peak is too narrow.
+        # A cell with a deeper centre reaches DEPTH only if a peak is narrower than NARROWEST.
         kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
         for i, own in cells.items():
             log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)

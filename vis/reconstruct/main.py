@@ -22,13 +22,13 @@ from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 
 def enlarged(image: np.ndarray) -> torch.Tensor:
-    """A picture (H, W) in [0, 255], with pixels that one can count: (1, 280, 280) in [0, 1]."""
+    """A picture (H, W) in [0, 255], enlarged to show its pixels: (1, 280, 280) in [0, 1]."""
     picture = ImageOps.pad(Image.fromarray(image).convert("L"), (280, 280), Image.Resampling.BOX)
     return torch.from_numpy(np.array(picture))[None] / 255
 
 
 def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
-    """A row for each picture: itself, its image (N, 1, 28, 28) uint8, the reconstruction."""
+    """A row for each picture: the picture, its image (N, 1, 28, 28) uint8, the reconstruction."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):

@@ -2,8 +2,8 @@
 
 python3 vis/training/main.py
 
-Left, the posterior means of the first 2,000 test images; right, the plane, decoded; with a flow
-both in u, which it maps to z. The -ELBO is that of the first 1,000 validation images.
+Left, the posterior means of the first 2,000 test images; right, the plane, decoded. With a flow
+both show u, which it maps to z. The -ELBO is that of the first 1,000 validation images.
 """
 
 import io
@@ -27,8 +27,8 @@ from utils import cli
 from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
-N_TEST, N_VAL = 2000, 1000  # images of each frame
-N_MOMENTS = 80  # the earliest share steps, so about 50 frames remain
+N_TEST, N_VAL = 2000, 1000  # images shown, images validated, per frame
+N_MOMENTS = 80  # the earliest coincide, so about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
 FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
 

@@ -14,7 +14,7 @@ from utils.cli import number
 from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 MAX_ROWS = 10  # the dimensions with the largest KL
-N_STEPS = 11  # images in a row; the one in the middle has not moved
+N_STEPS = 11  # images in a row; the middle one is not moved
 
 
 def main() -> None:
