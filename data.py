@@ -75,8 +75,8 @@ def _download(data_dir: Path, dataset: str) -> None:
 def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
     """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
 
-    Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` is on the images' device;
-    without it the draw is fixed, for evaluation (images on the CPU).
+    Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` must be on the images'
+    device; without it, images must be on the CPU and the draw is fixed, for evaluation.
     """
     if mode == "none":
         return images

@@ -1,6 +1,6 @@
 """Evaluation of a trained model: posteriors, ELBO terms, log p(x) by sampling and by integration.
 
-Images are uint8 (N, 1, 28, 28) on any device. Nats per image are float64 on the CPU.
+Images are uint8 (N, 1, 28, 28) on any device. Values in nats are float64 on the CPU.
 """
 
 import math

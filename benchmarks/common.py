@@ -32,7 +32,7 @@ def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
         lines = process.stdout.readlines()
         _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
-        raise UserError(f"{script} failed; see its own message above.")
+        raise UserError(f"{script} failed; see its message above.")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     cost = {"run_seconds": time.perf_counter() - start}
     return lines[-1], cost | {"megabytes": usage.ru_maxrss * unit / 1e6}

@@ -68,7 +68,7 @@ def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Calls a script's main. A UserError becomes one sentence and exit code 2, Ctrl-C code 130."""
-    torch.backends.cudnn.deterministic = True  # a resumed run ends with the same bits
+    torch.backends.cudnn.deterministic = True  # resumed runs match bit for bit
     torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # in a notebook's %run, whose streams need no encoding

@@ -126,7 +126,7 @@ def tile(images: Tensor, n_columns: int) -> Tensor:
 def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> plt.Axes:
     """A figure of images (N, 1, H, W) in [0, 1], row by row from the top left, white on black.
 
-    `extent`: the coordinates of the left, right, lower and upper edge; without it, cell by cell.
+    `extent`: coordinates of the left, right, lower and upper edges; the default counts cells.
     """
     picture = tile(images, n_columns).numpy()
     width = min(0.6 * n_columns, 6)  # inches

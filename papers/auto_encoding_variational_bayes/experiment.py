@@ -85,7 +85,7 @@ class PaperVAE(TwoLayerVAE):
 
 
 class Run:
-    """A network in training on `images` (N, 1, 28, 28) uint8."""
+    """A training run on `images` (N, 1, 28, 28) uint8."""
 
     def __init__(self, network: Network, images: Tensor, args: Namespace):
         torch.manual_seed(args.seed)
