@@ -88,7 +88,7 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
 def deform(images: Tensor, strength: float, rng: Generator) -> Tensor:
     """Each image (B, 1, 28, 28) uint8 under its own random linear map I + strength * N(0, 1).
 
-    The map rotates, shears and stretches the image about its centre, zero-padded and bilinear.
+    It rotates, shears and stretches the image about its centre: bilinear, with zero padding.
     """
     noise = torch.randn(len(images), 2, 2, device=images.device, generator=rng)
     matrices = torch.eye(2, device=images.device) + strength * noise

@@ -144,14 +144,14 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, in
 
 
 def active_units(mu: Tensor) -> Tensor:
-    """Whether the variance of each mean over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,)."""
+    """Whether each mean's variance over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,)."""
     return mu.var(dim=0, correction=0) > ACTIVE_VARIANCE
 
 
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    Against N(0, 1); with a flow, which has no term per dimension, against a Gaussian with the
+    It is from N(0, 1) or, with a flow, which has no such terms, from a Gaussian with the
     aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q

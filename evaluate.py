@@ -28,7 +28,7 @@ ROWS = {  # of the table: key -> name, meaning
     "kl": ("kl", "KL(q(z|x) || p(z)), with a flow by one draw"),
     "neg_elbo": ("-ELBO", "recon + kl"),
     "nll": ("NLL, K={n_importance_samples}", "-log p(x) by importance sampling"),
-    "exact_nll": ("NLL, exact", "{n_grid} points per axis, halving the step moved it {change:.4f}"),
+    "exact_nll": ("NLL, exact", "{n_grid} points per axis; step halving moved it by {change:.4f}"),
 }
 N_LABELLED, N_NEIGHBOURS, N_KNN_DRAWS = 1000, 5, 20
 FLAGS = ("split", "n_images", "n_importance_samples")

@@ -10,7 +10,7 @@ _NAMES = {"utils", *(path.stem for path in _ROOT.glob("*.py"))}
 
 
 def _take_out() -> dict:
-    """Removes and returns all loaded modules whose names are also names of ours."""
+    """Removes and returns all loaded modules that share a name with ours."""
     names = [name for name in sys.modules if name.split(".")[0] in _NAMES - {__name__}]
     return {name: sys.modules.pop(name) for name in names}
 
@@ -50,10 +50,10 @@ def vae_mnist_2d_dynamic(device: str = "cpu"):
 
 
 def vae_mnist_40d(device: str = "cpu"):
-    """The VAE of 40 dimensions with a standard normal prior; binarised digits."""
+    """The 40-dimensional VAE of binarised digits with a standard normal prior."""
     return _load("vae_mnist_40d", device)
 
 
 def vae_mnist_40d_flow(device: str = "cpu"):
-    """The VAE of 40 dimensions with a learned prior, which `sample` draws from."""
+    """The 40-dimensional VAE with a learned prior, from which `sample` draws."""
     return _load("vae_mnist_40d_flow", device)

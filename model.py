@@ -21,11 +21,11 @@ IMAGE_SHAPE = (1, 28, 28)
 
 @dataclass
 class VAEConfig:
-    """All that is needed to rebuild a model; stored in every checkpoint."""
+    """Everything needed to rebuild a model; every checkpoint stores it."""
 
     arch: str = "mlp"
     latent_dim: int = 2  # L
-    width: int | None = None  # hidden units of mlp, channels of conv; None: that of WIDTHS
+    width: int | None = None  # hidden units of mlp, channels of conv; None: from WIDTHS
     n_blocks: int = 3  # residual blocks of the decoder; the encoder has one fewer
     prior: str = "normal"
 
@@ -73,7 +73,7 @@ class Decoder(nn.Sequential):
 class VAE(nn.Module):
     """p(z), p(x|z) and q(z|x): see `encode`, `reparameterize`, `decode` and `sample`.
 
-    `mean_image` (1, 28, 28) in [0, 1], that of the training images, initialises the output bias.
+    The training images' `mean_image` (1, 28, 28) in [0, 1] initialises the output bias.
     Results have the dtype of the weights. With `precision` "bf16" the matrix products of encoder
     and decoder run in bfloat16, while the weights stay float32.
     """
@@ -91,18 +91,18 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and inputs must be."""
+        """Device of the weights and of all inputs."""
         return self.output_bias.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weights, and of all results."""
+        """Dtype of the weights and of all results."""
         return self.output_bias.dtype
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
 
-        The variance is a sigmoid, so at most 1, the prior's. Unbounded, the logvar of a single odd
+        The variance is a sigmoid, so at most 1, the prior's. If unbounded, the logvar of one odd
         image can make a long run diverge.
         """
         with autocast(self.precision, self.device):

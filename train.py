@@ -211,7 +211,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
     """The epoch whose weights best.pth holds: the one with the lowest validation loss.
 
-    With K > 1 draws training does not minimise -ELBO, so the latest epoch counts as the best.
+    With K > 1 draws, training does not minimise -ELBO, so the latest epoch counts as best.
     """
     if args.n_importance_samples > 1:
         return metrics[-1]
@@ -219,7 +219,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 
 
 def save(run: Run, args: Namespace) -> None:
-    """Writes the files of an epoch, the large last.pth every SAVE_SECONDS. Raises UserError.
+    """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
     last.pth is written last: a resumed run repeats later epochs and rewrites their files.
     """
@@ -259,7 +259,7 @@ def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
         parts.append("best")
     print(" | ".join(parts), flush=True)
     if row["train_kld_loss"] < COLLAPSED_KL:
-        print("warning: the posterior has collapsed; try --kl_warmup 100 or more --recon_weight.")
+        print("warning: the posterior has collapsed; try --kl_warmup 100, or raise --recon_weight.")
 
 
 def main() -> None:

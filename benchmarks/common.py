@@ -24,7 +24,7 @@ SEED_OBJECTIVE = (
 
 
 def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
-    """Runs "script.py flags" and paths; gives its last line and its cost. Raises UserError."""
+    """Runs "script.py flags" on paths; returns its last line and cost. Raises UserError."""
     start = time.perf_counter()
     script, *flags = shlex.split(command)
     words = [sys.executable, ROOT / script, *flags, *paths]
@@ -39,7 +39,7 @@ def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
 
 
 def train(command: str, folder: str | Path) -> dict[str, float]:
-    """Metrics of the best epoch of "train.py flags", and what it cost. Raises UserError."""
+    """Metrics of the best epoch of "train.py flags", and the cost. Raises UserError."""
     _, cost = run(f"{command} --save_dir", folder)
     return load_checkpoint(Path(folder, "best.pth"))[1]["metrics"][-1] | cost
 

@@ -66,7 +66,7 @@ def validate(model: Network, loader: DataLoader) -> float:
 
 
 def main() -> None:
-    parser = cli.parser("Trains by the conventional loop; prints its validation -ELBO as JSON.")
+    parser = cli.parser("Trains with the conventional loop; prints validation -ELBO as JSON.")
     add, images = parser.add_argument, cli.number(1, 50_000)
     add("--n_epochs", type=cli.number(1), default=10, help="total")
     add("--n_train", type=images, default=50_000, help="train on the first N images")

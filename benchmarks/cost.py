@@ -19,7 +19,7 @@ SWEEPS = {  # one epoch with the defaults, except for this flag
 
 
 def print_row(flags: str) -> float:
-    """Prints the cost of a run; gives the seconds of its best epoch. Raises UserError."""
+    """Prints the cost of a run; returns its best epoch's seconds. Raises UserError."""
     with TemporaryDirectory() as folder:
         best = train(f"train.py --device cpu --n_epochs 1 {flags}", folder)
     cells = f"{best['run_seconds']:.1f} | {best['seconds']:.1f} | {best['megabytes']:,.0f}"

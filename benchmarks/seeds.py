@@ -1,4 +1,4 @@
-"""How far results spread from seed to seed: trains and evaluates each recipe from several seeds.
+"""How far results spread from seed to seed: trains and evaluates each recipe with several seeds.
 
 Each run becomes a row of the CSV as soon as it ends. A run that has a row is not repeated.
 """
@@ -80,7 +80,7 @@ def draw_strips(strips: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.parser("Trains and evaluates recipes from several seeds.")
+    parser = cli.parser("Trains and evaluates recipes with several seeds.")
     parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="set of recipes")
     parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from {cli.SEED} on")
     parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="one row per run")

@@ -1,4 +1,4 @@
-"""Flags and the report of a user's mistake, shared by all scripts."""
+"""Flags and the reports of users' mistakes, shared by all scripts."""
 
 import argparse
 import math
@@ -38,7 +38,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A flag's type: a number from `low` to `high`, which must be whole if `low` is an int."""
+    """A flag's type: a number from `low` to `high`; it must be whole if `low` is an int."""
     kind = type(low)
 
     def parse(text: str) -> float:

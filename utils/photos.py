@@ -37,7 +37,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
 
 
 def threshold(ink: np.ndarray) -> float:
-    """Otsu's threshold of all ink above 0: half-way between the means of its two sides."""
+    """Otsu's threshold of all ink above 0: halfway between the means of its two sides."""
     ink = np.append(ink[ink > 0], 0)
     level = ink.mean()
     for _ in range(20):
@@ -62,7 +62,7 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def without_lines(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) without ruled lines: long, thin and almost level or upright."""
+    """A mask (H, W) without ruled lines (long, thin, almost level or upright)."""
     size = max(mask.shape) // 160 * 2 + 3
     thin = mask & ~filtered(mask, MinFilter(size), MaxFilter(size))
     lines = np.zeros_like(mask)
@@ -78,9 +78,9 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 
 
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pieces of a mask (H, W), and whether they stay off the border.
+    """The digit's pieces in a mask (H, W), and whether they stay off the border.
 
-    They are the largest piece off the border (or on it, if all are) and similar pieces near it.
+    They are the largest piece off the border (or on it, if all are) and similar pieces nearby.
     """
     chosen, found = np.zeros_like(mask), pieces(mask)
     if not found:
@@ -140,7 +140,7 @@ def read_grey(path: str | Path) -> np.ndarray:
 def read_image(path: str | Path) -> Tensor:
     """A picture of one digit, of any size and polarity, as an MNIST image: (1, 28, 28) uint8.
 
-    Light on dark, the strokes' bounding box scaled into 20x20, the centre of mass at the centre.
+    It is light on dark; its strokes fit into 20x20, and their centre of mass is at the centre.
     Raises UserError.
     """
     ink = find_ink(read_grey(path))

@@ -141,7 +141,7 @@ def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None =
 
 
 def save_figure(figure: plt.Figure, save_dir: Path, name: str) -> None:
-    """Writes `name`.png, with identical bytes at every run, and prints its path."""
+    """Writes `name`.png, with identical bytes in every run, and prints its path."""
     content = io.BytesIO()
     figure.savefig(content, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)

@@ -26,7 +26,7 @@ N_TRAIN, BATCH_SIZE = 50_000, 100
 CHUNK = 10_000  # samples with a random stream of their own
 N_HIDDEN = {2: 500, 3: 100}  # units of encoder and decoder, by the paper's figure
 INIT_STDS = {"paper": 0.01, "variance": 0.1}  # N(0, 0.01) read as std and as variance
-# Adagrad's step size by figure and algorithm. Of the paper's 0.01, 0.02 and 0.1 it gives the best
+# Adagrad's step size by figure and algorithm: of the paper's 0.01, 0.02 and 0.1, the best by the
 # training bound after 50,000 samples; for MCEM, the best log p(x, z) after five iterations. With
 # 20 dimensions, --recipe variance and --binarize fixed do better with --step_size 0.01.
 STEP_SIZES = {

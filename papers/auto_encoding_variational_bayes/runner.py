@@ -47,7 +47,7 @@ def make_parser(description: str) -> ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="per network")
-    add("--step_size", type=cli.number(0.0), help="of Adagrad (default: that of STEP_SIZES)")
+    add("--step_size", type=cli.number(0.0), help="of Adagrad (default: from STEP_SIZES)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     where = "folder of all files; if it has a CSV but no networks, only redraws"
     add("--save_dir", type=Path, default=Path("figures"), help=where)
@@ -79,7 +79,7 @@ def curve_points(n_samples: int, chunk: int) -> set[int]:
 
 
 def save(run: Run, path: Path) -> None:
-    """Writes the checkpoint of a network, and its CSV beside it. Raises UserError.
+    """Writes a network's checkpoint and, beside it, its CSV. Raises UserError.
 
     The checkpoint comes last: until it is written, a resumed run repeats the rows of the CSV.
     """
@@ -161,7 +161,7 @@ def write_rows(path: Path, rows: Rows) -> None:
 
 
 def print_comparison(rows: Rows) -> None:
-    """Prints our values at powers of ten of samples beside the paper's, where it has them."""
+    """Prints our values at powers of ten (samples) beside the paper's, where these exist."""
     paper = read_rows(PAPER_CURVES)
     for row in rows:
         same = {name: row[name] for name in COLUMNS[:5]}

@@ -3,7 +3,7 @@
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --latent_min -4
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --quantile
 
-The plane is one of u ~ N(0, I), which the prior maps to z; without a flow u is z.
+The plane shows u ~ N(0, I), which the prior maps to z; without a flow u is z.
 """
 
 import sys

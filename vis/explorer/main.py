@@ -86,10 +86,10 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
 
 
 def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
-    """Three test images: a posterior in two places, an encoder far off, a good fit."""
+    """Three test images: a posterior with two modes, a poor fit and a good fit."""
     found, kl = measure(test_set, list(range(min(n_images, N_CHOSEN_FROM))))
     second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # shares
-    # The posterior with a quarter of its mass in a second mode that its encoder fits best.
+    # The best-fitted posterior among those with a quarter of their mass in a second mode.
     twofold = min(range(len(found)), key=lambda i: (-min(second[i], 0.25), kl[i]))
     return [twofold, kl.argmax().item(), kl.argmin().item()]
 

@@ -87,7 +87,7 @@ def main() -> None:
         several = sum(len(modes(posterior)) > 1 for posterior in found) / len(found)
         worst = kl.sort(descending=True).values[: len(kl) // 10].sum() / kl.sum()
         print(f"q misses {kl.mean():.2f} nats on average, {kl.median():.2f} in the median;")
-        print(f"the worst tenth of {len(kl):,} test images makes up {worst:.0%} of that;")
+        print(f"the worst tenth of {len(kl):,} images makes up {worst:.0%} of the total;")
         print(f"{several:.1%} of the posteriors have several modes")
     else:
         draw_images(test_set, args.image_index, args.save_dir)

@@ -20,7 +20,7 @@ from vis.common import EncodedTestSet
 COARSEST, FINEST = 128, 16_384  # cells along each axis
 FEW_CELLS = 100  # of a posterior that is only measured
 TOLERANCE = 0.03  # nats: cells are small enough if halving them moves log p(x) by less
-DEPTH = 10.0  # nats below its peak, where a posterior is cut off
+DEPTH = 10.0  # nats below the peak, where a posterior is cut off
 NARROWEST = 0.006  # no grid may overlook a peak of this standard deviation
 REGION_MASS, MODE_MASS = 0.9, 0.01  # shares of the posterior: region of all modes, smallest mode
 N_NODES = 10  # of the Gauss-Hermite rule, along each axis of z
@@ -117,7 +117,7 @@ def modes(posterior: Posterior) -> list[float]:
 def exact_elbo(model: VAE, images: Tensor, q: Gaussians) -> Tensor:
     """The ELBO by the Gauss-Hermite rule, without any noise: (N,)."""
     nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(N_NODES))
-    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # of sum 1
+    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # sum to 1
     neg_elbo = torch.zeros(len(images), dtype=torch.float64)
     for eps, weight in zip(torch.cartesian_prod(nodes, nodes).float(), weights, strict=True):
         terms = elbo_terms(model, images, q, eps.expand(len(images), 2))

@@ -33,7 +33,7 @@ def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) 
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):
         rows += [enlarged(part) for part in (read_grey(path), seen[0].numpy(), mean[0].numpy())]
-    title = f"Your picture, what the model sees, its reconstruction\n{test_set.name}"
+    title = f"Your picture, the model's input, its reconstruction\n{test_set.name}"
     figure = draw_grid(torch.stack(rows), 3, title).figure
     figure.set_size_inches(6, 2 * len(paths))
     return figure

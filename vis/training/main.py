@@ -2,8 +2,8 @@
 
 python3 vis/training/main.py
 
-Left, the posterior means of the first 2,000 test images; right, the plane, decoded. With a flow
-both show u, which it maps to z. The -ELBO is that of the first 1,000 validation images.
+Left, the posterior means of the first 2,000 test images; right, the plane, decoded. If a flow
+maps u to z, both show u. The -ELBO is over the first 1,000 validation images.
 """
 
 import io
