@@ -97,7 +97,7 @@ def importance_weighted_nll(
 
 
 def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x|z) in nats of every image x (N, 784) with every z (n, L): (N, n).
+    """log p(x|z) in nats of every image x (N, 784) given each z (n, L): (N, n).
 
     One matrix product for all pairs: x . logits - sum of softplus(logits).
     """

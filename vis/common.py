@@ -97,7 +97,7 @@ class EncodedTestSet:
 
 
 def plane_grid(coordinates: Tensor) -> Tensor:
-    """Points of a plane, row by row from the top left as one looks at a plot: (n,) -> (n, n, 2)."""
+    """Points of a plane, row by row from the top left as seen on a plot: (n,) -> (n, n, 2)."""
     return torch.stack(torch.meshgrid(coordinates, coordinates.flip(0), indexing="xy"), dim=-1)
 
 

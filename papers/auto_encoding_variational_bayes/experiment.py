@@ -1,8 +1,8 @@
 """Shared by the paper's experiments: the network, the recipes, and training chunk by chunk.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114,
-Section 5. A chunk of training depends only on the seed and the chunk's number, so a resumed run
-ends like an uninterrupted one.
+Section 5. A chunk's randomness depends only on the seed and its number, so a resumed run ends like
+an uninterrupted one.
 """
 
 from argparse import Namespace

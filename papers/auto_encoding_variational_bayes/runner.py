@@ -81,7 +81,7 @@ def curve_points(n_samples: int, chunk: int) -> set[int]:
 def save(run: Run, path: Path) -> None:
     """Writes a network's checkpoint and, beside it, its CSV. Raises UserError.
 
-    The checkpoint comes last: until it is written, a resumed run repeats the rows of the CSV.
+    The checkpoint comes last: if a run stops before it, resuming rewrites the CSV's rows.
     """
     write_rows(path.with_suffix(".csv"), run.rows)
     state, buffer = {name: getattr(run, name) for name in PROGRESS}, io.BytesIO()

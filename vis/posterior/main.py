@@ -79,7 +79,7 @@ def main() -> None:
     parser = make_parser("Draws the true posterior of test images beside the encoder's.")
     add, index = parser.add_argument, cli.number(0, 9999)
     add("--image_index", type=index, nargs="+", default=IMAGES, help="draw these test images")
-    add("--summary", action="store_true", help="print the KL of many images instead")
+    add("--summary", action="store_true", help="summarise KL(q||p) of many images")
     args = parser.parse_args()
     test_set = EncodedTestSet(args, needs_plane=True)
     if args.summary:
