@@ -1,6 +1,5 @@
-"""Checkpoints: one file from which a model is rebuilt and its run is resumed."""
+"""A checkpoint: one file from which a model is rebuilt and its run is resumed."""
 
-import io
 import os
 import zipfile
 from argparse import Namespace
@@ -18,37 +17,36 @@ from utils.files import write_file
 def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
     """Writes weights, config, metrics (one row per epoch) and plain flags. Raises UserError.
 
-    `args` names at least "dataset" and "binarize"; `state` holds the rest of a resumable run.
+    `args` must contain `dataset` and `binarize`; `state` adds the data needed to resume the run.
     """
     plain = {name: v for name, v in vars(args).items() if isinstance(v, int | float | str)}
     content = {"config": asdict(model.config), "args": plain, "metrics": metrics}
-    buffer = io.BytesIO()  # because torch.save does not name a full disk as the cause
-    torch.save(content | {"weights": model.state_dict()} | state, buffer)
-    write_file(path, buffer.getbuffer())
+    content |= {"weights": model.state_dict()} | state
+    write_file(path, lambda file: torch.save(content, file))
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:
-    """The model in eval mode on `device`, and the file's dict on the CPU. Runs no code from it.
+    """The model in eval mode on `device`, and the file's dict on the CPU. Runs no code in the file.
 
-    Raises UserError for a file that is missing, damaged or not one of ours.
+    Raises UserError if the file is missing, damaged or not written by train.py.
     """
     if not os.path.isfile(path):
         raise UserError(f"{path} is not a file; give the path of a .pth file that train.py wrote.")
     found = "damaged, or not a PyTorch file"
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not compare the checksums
+            if archive.testzip():  # torch.load does not verify the checksums
                 raise zipfile.BadZipFile
-        found = "a whole pickled model, or other Python objects"
+        found = "a pickle of a whole model or of other Python objects"
         content = torch.load(path, map_location="cpu", weights_only=True)
         if all(isinstance(value, Tensor) for value in content.values()):
             found = "a bare state_dict, without the config of its model"
         else:
-            found = "not of this version of train.py"
+            found = "not from this version of train.py"
         model = VAE(VAEConfig(**content["config"]))
         model.load_state_dict(content["weights"])
         if not {"dataset", "binarize"} <= content["args"].keys():
             raise KeyError("args")
-    except Exception as error:  # what foreign files raise is not documented
+    except Exception as error:  # the exceptions for foreign files are undocumented
         raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
     return model.to(device).eval(), content

@@ -1,6 +1,6 @@
 """MNIST and its relatives as uint8 tensors: one fixed split, binarisation, batches.
 
-The archives are read as they are: nothing is extracted, so a read-only folder suffices.
+The archives are read without extraction, so a read-only folder suffices.
 """
 
 import gzip
@@ -28,14 +28,14 @@ SPLITS = {  # split -> archive, its number of images, the split's part
 def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tuple[Tensor, Tensor]:
     """One split: images (N, 1, 28, 28) uint8 in 0..255 and labels (N,) int64 in 0..9.
 
-    `split` is "train" (the first 50,000 training images), "val" (the last 10,000 of them) or
+    `split` is "train" (the first 50,000 training images), "val" (the other 10,000) or
     "test" (10,000). torchvision downloads archives that are not in `data_dir`/`dataset`/raw.
     Raises UserError for a damaged archive, or a missing one that cannot be downloaded.
     """
     prefix, n, part = SPLITS[split]
     raw = Path(data_dir) / dataset / "raw"
     paths = [raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"]
-    if not all(map(os.path.isfile, paths)):  # usual: the archives are not extracted
+    if not all(map(os.path.isfile, paths)):  # usually the archives are not extracted
         paths = [path.with_name(f"{path.name}.gz") for path in paths]
     if not all(map(os.path.isfile, paths)):
         _download(Path(data_dir), dataset)
@@ -54,7 +54,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
     except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} is damaged ({error}); delete {path.parent} and run again to download it anew."
+            f"{path} is damaged ({error}); delete {path.parent} and rerun to download it again."
         ) from error
 
 
@@ -64,7 +64,7 @@ def _download(data_dir: Path, dataset: str) -> None:
 
     try:
         getattr(datasets, dataset)(data_dir, download=True)
-    except Exception as error:  # what torchvision and urllib raise here is not documented
+    except Exception as error:  # the exceptions of torchvision and urllib are undocumented
         reason = " ".join(str(error).split())
         raise UserError(
             f"{dataset} is not in {data_dir} and could not be downloaded ({reason}); go online, "
@@ -75,8 +75,8 @@ def _download(data_dir: Path, dataset: str) -> None:
 def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
     """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
 
-    Exact in integers: x' = 255 if x > r with r uniform on 0..254. `rng` must be on the images'
-    device; without it, images must be on the CPU and the draw is fixed, for evaluation.
+    The draw is exact in integers: x' = 255 if x > r, with r uniform on 0..254. `rng` must be on the
+    images' device. Without it, as in evaluation, images must be on the CPU and the draw is fixed.
     """
     if mode == "none":
         return images
@@ -86,9 +86,9 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
 
 
 def deform(images: Tensor, strength: float, rng: Generator) -> Tensor:
-    """Each image (B, 1, 28, 28) uint8 under its own random linear map I + strength * N(0, 1).
+    """Maps each image (B, 1, 28, 28) uint8 by its own random matrix I + strength * N(0, 1).
 
-    It rotates, shears and stretches the image about its centre: bilinear, with zero padding.
+    Each matrix rotates, shears and stretches about the centre (bilinear, with zero padding).
     """
     noise = torch.randn(len(images), 2, 2, device=images.device, generator=rng)
     matrices = torch.eye(2, device=images.device) + strength * noise
@@ -101,11 +101,11 @@ def batches(
 ) -> Iterator[Tensor]:
     """All images (N, 1, 28, 28) uint8, shuffled, as batches x (B, 1, 28, 28) in [0, 1].
 
-    Each batch is deformed if `strength` > 0, and binarised anew. The last one may be smaller.
+    Each batch is deformed if `strength` > 0, then binarised afresh. The last one may be smaller.
     """
     order = torch.randperm(len(images), device=images.device, generator=rng)
     for index in order.split(batch_size):
-        chosen = images.index_select(0, index)
+        chosen = images[index]
         if strength > 0:
             chosen = deform(chosen, strength, rng)
         yield binarize(chosen, mode, rng) / 255

@@ -25,7 +25,7 @@ from utils.device import rng
 NOISE_SEED = 0  # of the posterior draws, the same for every model and run
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
 GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside is below 2e-10
-GRID_TOLERANCE = 0.01  # nats: fine enough when halving the step moves the mean by less
+GRID_TOLERANCE = 0.01  # nats: a grid is fine enough if halving its step moves the mean by less
 MAX_GRID = 2049  # points per axis
 
 
@@ -81,7 +81,7 @@ def importance_weighted_nll(
     The K = `n_samples` draws of an image are decoded in batches of at most `batch_size`, so the
     decoder's memory does not grow with K. The draws of image i depend on i alone.
     """
-    nll = torch.empty(len(images), dtype=torch.float64)  # many small results fragment the heap
+    nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
     indices = torch.arange(len(images)).split(max(1, batch_size // n_samples))
     for index in tqdm(indices, desc="importance sampling", leave=False, disable=None):
         x = images[index].to(model.device)[:, None] / 255  # (B, 1, 1, 28, 28)
@@ -116,7 +116,7 @@ def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
 
 
 def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT) -> Tensor:
-    """-log p(x) (N,) by the trapezoidal rule over u ~ N(0, I) in few dimensions, without q(z|x).
+    """-log p(x) (N,) by the trapezoidal rule over u ~ N(0, I), without q(z|x); for small L only.
 
     The grid has `n_grid` points per axis from -limit to limit.
     """
@@ -131,9 +131,9 @@ def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT)
 
 
 def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, int, float]:
-    """`grid_nll`, whose step is halved until the mean moves by less than GRID_TOLERANCE.
+    """Halves the step of `grid_nll` until the mean moves by less than GRID_TOLERANCE.
 
-    Returns the NLL (N,), the final points per axis, and how far the last halving moved the mean.
+    Returns the NLL (N,), the final number of points per axis, and the last change in the mean.
     """
     nll, change = grid_nll(model, images, n_grid), math.inf
     while change >= GRID_TOLERANCE and n_grid < MAX_GRID:
@@ -144,15 +144,15 @@ def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, in
 
 
 def active_units(mu: Tensor) -> Tensor:
-    """Whether each mean's variance over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,)."""
+    """Whether the variance of mu over images exceeds ACTIVE_VARIANCE: (N, L) -> (L,)."""
     return mu.var(dim=0, correction=0) > ACTIVE_VARIANCE
 
 
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    It is from N(0, 1) or, with a flow, which has no such terms, from a Gaussian with the
-    aggregate posterior's mean and standard deviation.
+    The reference is N(0, 1). With a flow, the KL does not split by dimension, so the reference is
+    a Gaussian with the aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q
     if prior == "flow":

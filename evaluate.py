@@ -25,7 +25,7 @@ PIXELS = {
 }
 ROWS = {  # of the table: key -> name, meaning
     "recon": ("recon", "-log p(x|z), z from the posterior"),
-    "kl": ("kl", "KL(q(z|x) || p(z)), with a flow by one draw"),
+    "kl": ("kl", "KL(q(z|x) || p(z)); with a flow, from one draw"),
     "neg_elbo": ("-ELBO", "recon + kl"),
     "nll": ("NLL, K={n_importance_samples}", "-log p(x) by importance sampling"),
     "exact_nll": ("NLL, exact", "{n_grid} points per axis; step halving moved it by {change:.4f}"),
@@ -73,10 +73,10 @@ def evaluate(args: Namespace) -> dict:
 def knn_accuracy(
     mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = N_KNN_DRAWS
 ) -> float:
-    """Accuracy of 5 nearest neighbours among 1,000 labelled images, a mean over seeded draws.
+    """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws.
 
-    `mu` (N, L) and `labels` (N,) to classify; `labelled_mu` (M, L) and `labelled` (M,) to draw
-    from. Ties go to the smallest label. S-VAE's protocol (Davidson et al. 2018, Section 5.3).
+    Classifies `mu` (N, L) with true `labels` (N,); draws from `labelled_mu` (M, L) with `labelled`
+    (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
     """
     accuracies = []
     for draw in range(n_draws):
@@ -90,7 +90,7 @@ def knn_accuracy(
 
 
 def print_table(r: dict) -> None:
-    """The metrics for a reader: value, standard error, meaning."""
+    """Prints each metric with its value, standard error and meaning."""
     print(f"{r['model_params']}: {r['latent_dim']} dimensions, {r['prior']} prior, {r['dataset']}")
     print(f"{r['n_images']:,} {r['split']} images ({PIXELS[r['binarize']]}), {r['precision']}")
     print("nats per image, +- one standard error\n")
@@ -111,11 +111,11 @@ def main() -> None:
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
     cli.add_common_flags(parser, batch_size=1024)
-    add("--split", choices=("val", "test"), default="test", help="which images")
+    add("--split", choices=("val", "test"), default="test", help="split to evaluate")
     add("--n_images", type=number(2, 10_000), default=10_000, help="first n of a fixed permutation")
     add("--binarize", choices=BINARIZE, help="default: as the checkpoint was trained")
-    add("--n_importance_samples", type=number(1), default=500, metavar="K", help="for the NLL")
-    add("--exact", action="store_true", help="1 or 2 dimensions: integrate over z, in fp32")
+    add("--n_importance_samples", type=number(1), default=500, metavar="K", help="draws per image")
+    add("--exact", action="store_true", help="integrate over z, in fp32 (1 or 2 dimensions only)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()
     result = evaluate(args)

@@ -1,4 +1,4 @@
-"""Pre-trained models by `torch.hub.load`: from Python to a trained VAE in one line."""
+"""Pre-trained models for `torch.hub.load`: a trained VAE in one line of Python."""
 
 import importlib
 import sys
@@ -16,7 +16,7 @@ def _take_out() -> dict:
 
 
 def _import_ours() -> None:
-    """Loads our modules as vae_hub_model etc., beside the caller's own `model`, `utils`, ..."""
+    """Loads our modules as vae_hub_model etc.; the caller's `model`, `utils`, ... stay loaded."""
     callers = _take_out()
     sys.path.insert(0, str(_ROOT))
     try:

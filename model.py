@@ -73,9 +73,9 @@ class Decoder(nn.Sequential):
 class VAE(nn.Module):
     """p(z), p(x|z) and q(z|x): see `encode`, `reparameterize`, `decode` and `sample`.
 
-    The training images' `mean_image` (1, 28, 28) in [0, 1] initialises the output bias.
-    Results have the dtype of the weights. With `precision` "bf16" the matrix products of encoder
-    and decoder run in bfloat16, while the weights stay float32.
+    `mean_image`, the mean training image (1, 28, 28) in [0, 1], initialises the output bias.
+    Results have the dtype of the weights. With `precision` "bf16", the matrix products of the
+    encoder and the decoder run in bfloat16, while the weights stay float32.
     """
 
     precision = "fp32"
@@ -102,8 +102,8 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
 
-        The variance is a sigmoid, so at most 1, the prior's. If unbounded, the logvar of one odd
-        image can make a long run diverge.
+        The variance is a sigmoid, so it is at most 1, as in N(0, I). If logvar were unbounded, one
+        outlier image could make a long run diverge.
         """
         with autocast(self.precision, self.device):
             h = self.encoder(x.to(self.dtype))  # (B, 2L)
@@ -113,7 +113,7 @@ class VAE(nn.Module):
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
         """z = mu + std * eps (paper: Section 2.4): mu, logvar (B, L), eps (..., B, L) -> like eps.
 
-        Shapes broadcast. Without `eps`, one draw of N(0, I): (B, L).
+        Shapes broadcast. Without `eps`, one draw from N(0, I) is used: (B, L).
         """
         std = torch.exp(0.5 * logvar)
         return mu + std * (torch.randn_like(std) if eps is None else eps)

@@ -4,7 +4,6 @@ python3 train.py
 python3 train.py --resume runs/MNIST_mlp_2d/last.pth
 """
 
-import io
 import math
 import time
 from argparse import ArgumentParser, Namespace
@@ -30,13 +29,13 @@ from utils import cli, device
 from utils.cli import UserError, number
 from utils.files import new_folder, write_file
 
-BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # of AdamW and its learning rate
+BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # AdamW's betas; steps of learning-rate warm-up
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; a power that covers about the last seventh
+AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; this power averages about the last seventh of a run
 FADED = 0.75  # share of the epochs after which no image is deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 SAVE_SECONDS = 10  # between two writes of last.pth
-COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, for each of train and val
+COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, once for train and once for val
 
 
 def make_parser() -> ArgumentParser:
@@ -45,18 +44,18 @@ def make_parser() -> ArgumentParser:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("--n_epochs", type=number(1), default=16, help="total, including resumed ones")
+    add("--n_epochs", type=number(1), default=16, help="total epochs, with those before --resume")
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
-    add("--weight_decay", type=number(0.0), default=0.01, help="of AdamW")
-    add("--recon_loss", choices=("bce", "mse"), default="bce", help="a mean over pixels and images")
-    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; 784 with bce: -ELBO")
-    add("--kl_warmup", type=number(0), default=0, help="steps over which the KL's weight rises")
-    add("--n_importance_samples", type=number(1), default=1, help="K of the bound; 1: the ELBO")
-    add("--dataset", choices=DATASETS, default="MNIST", help="torchvision's name")
+    add("--weight_decay", type=number(0.0), default=0.01, help="weight decay of AdamW")
+    add("--recon_loss", choices=("bce", "mse"), default="bce", help="reconstruction loss per pixel")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta (784 with bce: -ELBO)")
+    add("--kl_warmup", type=number(0), default=0, help="steps until the KL weight reaches 1")
+    add("--n_importance_samples", type=number(1), default=1, help="K of the bound (1: the ELBO)")
+    add("--dataset", choices=DATASETS, default="MNIST", help="its name in torchvision")
     add("--binarize", choices=BINARIZE, default="none", help="grey pixels, or x' ~ Bernoulli(x)")
     add("--deform", type=number(0.0), default=0.0, help="std of random linear maps of the images")
     add("--n_train", type=number(1, 50_000), default=50_000, help="train on the first N images")
-    add("--arch", choices=ARCHS, default="mlp", help="residual layers, or residual convolutions")
+    add("--arch", choices=ARCHS, default="mlp", help="residual MLP, or residual convolutions")
     add("--latent_dim", type=number(1), default=2, help="size of z")
     widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
     add("--width", type=number(1), help=f"hidden units or channels (default: {widths})")
@@ -85,23 +84,23 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
             if getattr(args, name) != settled[name]:
                 raise UserError(f"--{name} is fixed by {start}; leave it out.")
     if args.save_dir and not args.resume and (args.save_dir / "best.pth").exists():
-        raise UserError(f"{args.save_dir} holds a run; --resume it or choose another --save_dir.")
+        raise UserError(f"{args.save_dir} holds a run; use --resume or another --save_dir.")
     args.device = device.pick_device(args.device)
     args.precision = device.pick_precision(args.precision, args.device)
     return args
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """A warm-up of 100 steps, or a tenth of a shorter run, times a parabola from 1 to 0."""
+    """A warm-up over 100 steps (at most a tenth of the run) times a parabola from `peak` to 0."""
     warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, 0.1 * n_steps))
     return peak * warmup * (1 - step / n_steps) ** 2
 
 
 @torch.no_grad()
 def update_average(average: VAE, model: VAE, step: int, every: int) -> None:
-    """Moves `average` to the mean of the weights after each `every`-th step up to `step`.
+    """Updates `average` to the weighted mean of the parameters at steps every, 2 every, ..., step.
 
-    The weights after step t count as t ** AVERAGE_POWER (Karras et al. 2024,
+    Step t has a weight proportional to t ** AVERAGE_POWER (Karras et al. 2024,
     https://arxiv.org/abs/2312.02696, eq. 8).
     """
     past = (1 - every / step) ** (AVERAGE_POWER + 1)
@@ -193,7 +192,7 @@ def validate(average: VAE, images: Tensor, args: Namespace) -> dict[str, float]:
 
 
 def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> None:
-    """Trains and validates, and adds a row to the metrics. Raises UserError."""
+    """Trains one epoch, validates, and adds a row to the metrics. Raises UserError."""
     epoch, start = len(run.metrics) + 1, time.perf_counter()
     steps = train_one_epoch(run.model, run.average, run.optimizer, images, args, epoch)
     n_steps = math.ceil(len(images) / args.batch_size)
@@ -202,14 +201,14 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     seconds = round(time.perf_counter() - start, 3)
     row |= validate(run.average, val_images, args)
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
-    weights = sum(p.sum().item() for p in run.model.parameters())  # nan if the last step broke them
+    weights = sum(p.sum().item() for p in run.model.parameters())  # NaN if the last step diverged
     if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
-        raise UserError(f"loss not finite in epoch {epoch}; start again with a smaller --lr.")
+        raise UserError(f"the loss is not finite in epoch {epoch}; start over with a smaller --lr.")
     run.metrics.append(row)
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The epoch whose weights best.pth holds: the one with the lowest validation loss.
+    """The row of the epoch that best.pth holds, which has the lowest validation loss.
 
     With K > 1 draws, training does not minimise -ELBO, so the latest epoch counts as best.
     """
@@ -221,20 +220,20 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
-    last.pth is written last: a resumed run repeats later epochs and rewrites their files.
+    last.pth is written last: a run resumed from it repeats later epochs and rewrites their files.
     """
     model, average, optimizer, metrics = run
-    folder, png = args.save_dir, io.BytesIO()
+    folder = args.save_dir
     if metrics:
         samples = average.sample(100, device.rng(args.seed, device=args.device))
-        save_image(samples, png, "PNG", nrow=10, padding=0)
-        write_file(folder / "samples" / f"epoch_{len(metrics):04d}.png", png.getvalue())
+        path = folder / "samples" / f"epoch_{len(metrics):04d}.png"
+        write_file(path, lambda file: save_image(samples, file, "PNG", nrow=10, padding=0))
         if metrics[-1] is best_row(metrics, args):
             save_checkpoint(folder / "best.pth", average, args, metrics)
         rows = [metrics[0].keys(), *(row.values() for row in metrics)]
         text = "".join(",".join(map(str, row)) + "\n" for row in rows)
         try:
-            write_file(folder / "metrics.csv", text.encode())
+            write_file(folder / "metrics.csv", lambda file: file.write(text.encode()))
         except UserError:
             print("warning: metrics.csv cannot be written; close the program that has it open.")
     path, is_due = folder / "last.pth", len(metrics) in (0, args.n_epochs)
@@ -244,13 +243,13 @@ def save(run: Run, args: Namespace) -> None:
 
 
 def describe(row: dict, split: str) -> str:
-    """One half of a printed line."""
+    """The losses of one split, for a printed line."""
     recon, kl, neg_elbo = (row[f"{split}_{name}"] for name in COLUMNS)
     return f"{split} recon_loss {recon:.4f}, kld_loss {kl:.4f}, -ELBO {neg_elbo:.2f} nats"
 
 
 def print_epoch(metrics: list[dict], n_images: int, args: Namespace) -> None:
-    """A line about the last epoch, and a warning if z is unused."""
+    """Prints a line about the last epoch, and a warning if z is unused."""
     row = metrics[-1]
     epoch = f"epoch {row['epoch']:{len(str(args.n_epochs))}}/{args.n_epochs}"
     speed = f"{row['seconds']:.1f} s, {n_images / row['seconds']:,.0f} images/s"

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: scripts as processes (Linux, macOS), and facts about the machine."""
+"""Shared by the benchmarks: scripts run as processes (Linux, macOS); facts about the machine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SEED_OBJECTIVE = (
 
 
 def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
-    """Runs "script.py flags" on paths; returns its last line and cost. Raises UserError."""
+    """Runs "script.py flags" on paths; returns its last printed line and cost. Raises UserError."""
     start = time.perf_counter()
     script, *flags = shlex.split(command)
     words = [sys.executable, ROOT / script, *flags, *paths]
@@ -39,13 +39,13 @@ def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
 
 
 def train(command: str, folder: str | Path) -> dict[str, float]:
-    """Metrics of the best epoch of "train.py flags", and the cost. Raises UserError."""
+    """Runs "train.py flags"; returns the best epoch's metrics and the cost. Raises UserError."""
     _, cost = run(f"{command} --save_dir", folder)
     return load_checkpoint(Path(folder, "best.pth"))[1]["metrics"][-1] | cost
 
 
 def evaluate(command: str, folder: str | Path) -> dict[str, float]:
-    """Metrics of the best epoch by "evaluate.py flags". Raises UserError."""
+    """Runs "evaluate.py flags" on best.pth; returns the metrics. Raises UserError."""
     return json.loads(run(f"{command} --json --model_params", Path(folder, "best.pth"))[0])
 
 

@@ -1,6 +1,6 @@
 """The training loop of most public repositories, with the network of pytorch/examples (vae).
 
-DataLoader, PIL and ToTensor for each image, float32, unfused Adam, `.item()` at each step.
+It uses a DataLoader, PIL and ToTensor per image, float32, unfused Adam and `.item()` per step.
 """
 
 import json
@@ -19,7 +19,7 @@ from utils import cli
 
 
 class Network(nn.Module):
-    """784-400-20-400-784 with ReLU: x (B, 1, 28, 28) -> pixel means like x, mu, logvar (B, 20)."""
+    """784-400-20-400-784, ReLU: x (B, 1, 28, 28) -> pixel means (like x), mu, logvar (B, 20)."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Network(nn.Module):
 
 
 def neg_elbo(model: Network, x: Tensor) -> Tensor:
-    """-ELBO in nats, summed over the batch, by one draw from the posterior of each image."""
+    """-ELBO in nats, summed over the batch, with one posterior draw per image."""
     recon_x, mu, logvar = model(x)
     bce = F.binary_cross_entropy(recon_x, x, reduction="sum")
     kld = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
@@ -46,7 +46,7 @@ def neg_elbo(model: Network, x: Tensor) -> Tensor:
 
 
 def train_one_epoch(model: Network, optimizer: torch.optim.Optimizer, loader: DataLoader) -> float:
-    """-ELBO in nats, summed over all images."""
+    """Trains on all batches; returns -ELBO in nats, summed over all images."""
     model.train()
     total = 0.0
     for x, _ in loader:
@@ -66,9 +66,9 @@ def validate(model: Network, loader: DataLoader) -> float:
 
 
 def main() -> None:
-    parser = cli.parser("Trains with the conventional loop; prints validation -ELBO as JSON.")
+    parser = cli.parser("Trains with the conventional loop; prints the validation -ELBO as JSON.")
     add, images = parser.add_argument, cli.number(1, 50_000)
-    add("--n_epochs", type=cli.number(1), default=10, help="total")
+    add("--n_epochs", type=cli.number(1), default=10, help="epochs of training")
     add("--n_train", type=images, default=50_000, help="train on the first N images")
     cli.add_seed_flag(parser)
     args = parser.parse_args()

@@ -38,7 +38,7 @@ def main() -> None:
     ours = print_row("--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128")  # their network
     last, _ = run("benchmarks/conventional.py --n_epochs 1")
     theirs = json.loads(last)["epoch_seconds"][0]
-    print(f"\nimages/s of the last row over conventional.py's: {theirs / ours:.1f}")
+    print(f"\nimages/s of the last row relative to conventional.py: {theirs / ours:.1f}")
 
 
 if __name__ == "__main__":

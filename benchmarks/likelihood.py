@@ -1,9 +1,9 @@
-"""VAEs by the hour: the likelihood that a budget of minutes buys.
+"""VAEs by the hour: the likelihood reached in a budget of minutes.
 
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
     OMP_NUM_THREADS=1 taskset -c 0 python3 benchmarks/likelihood.py --n_epochs 23 --save_dir runs/1
 
---n_epochs lets one core per seed run as many epochs as all cores run in a budget.
+With --n_epochs, one core per seed can run as many epochs as all cores run in a budget.
 """
 
 import sys
@@ -20,7 +20,7 @@ NLL = "--n_images 1000 --n_importance_samples 500"  # of each split
 
 
 def epochs_in(minutes: float, command: str, folder: Path) -> int:
-    """How many epochs fit, by trial runs of one and of two. Raises UserError."""
+    """The number of epochs that fit, from trial runs of one and of two. Raises UserError."""
     one, two = (train(f"{command} --n_epochs {n}", folder / f"trial_{n}") for n in (1, 2))
     epoch = two["run_seconds"] - one["run_seconds"]
     return max(1, 1 + int((60 * minutes - one["run_seconds"]) / epoch))
@@ -29,10 +29,10 @@ def epochs_in(minutes: float, command: str, folder: Path) -> int:
 def main() -> None:
     parser = cli.parser("Trains for a budget of minutes, then measures the NLL.")
     add = parser.add_argument
-    add("--minutes", type=cli.number(1.0), default=15.0, help="for the whole run")
+    add("--minutes", type=cli.number(1.0), default=15.0, help="for the whole run of a seed")
     add("--n_epochs", type=cli.number(1), help="in place of --minutes")
-    add("--n_seeds", type=cli.number(1), default=1, help=f"from {cli.SEED} on")
-    add("--save_dir", type=Path, required=True, help="gets a folder for each seed")
+    add("--n_seeds", type=cli.number(1), default=1, help=f"from seed {cli.SEED} on")
+    add("--save_dir", type=Path, required=True, help="holds a folder for each seed")
     add("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
     args = parser.parse_args()
     flags = f"{RECIPE} {args.train_flags}"

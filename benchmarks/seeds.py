@@ -1,10 +1,11 @@
-"""How far results spread from seed to seed: trains and evaluates each recipe with several seeds.
+"""The spread of results over seeds: trains and evaluates each recipe with several seeds.
 
 Each run becomes a row of the CSV as soon as it ends. A run that has a row is not repeated.
 """
 
 import csv
 import math
+import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import OURS, SEED_OBJECTIVE, evaluate, machine, train
 from loss import N_PIXELS
 from utils import cli
-from utils.files import write_file
 from vis.common import plt, save_figure
 
 LOSSES = {  # of popular implementations, as in docs/losses.md
@@ -45,7 +45,7 @@ def measure(recipe: str, flags: str, seed: int, n_samples: str, strips: Path) ->
         best = train(f"train.py {flags} --seed {seed}", folder)
         test = evaluate(f"evaluate.py --n_importance_samples {n_samples}", folder)
         samples = Path(folder, "samples", f"epoch_{best['epoch']:04d}.png")
-        write_file(strips / f"{recipe}_{seed}.png", samples.read_bytes())
+        shutil.copy(samples, strips / f"{recipe}_{seed}.png")
     row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
     variance = best["val_recon_loss"] if "mse" in flags else math.nan  # a Gaussian decoder's best
@@ -66,7 +66,7 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
 
 
 def draw_strips(strips: Path) -> None:
-    """strips.png: ten samples of each loss's first run, 2 and 20 dimensions side by side."""
+    """Draws strips.png: ten samples from each loss's first run, in 2 and in 20 dimensions."""
     size = (10, 0.5 * len(LOSSES))
     figure, axes = plt.subplots(len(LOSSES), 2, figsize=size, layout="constrained")
     for row, name in zip(axes, LOSSES, strict=True):
@@ -82,16 +82,17 @@ def draw_strips(strips: Path) -> None:
 def main() -> None:
     parser = cli.parser("Trains and evaluates recipes with several seeds.")
     parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="set of recipes")
-    parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from {cli.SEED} on")
-    parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="one row per run")
+    parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from seed {cli.SEED} on")
+    parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="CSV, a row per run")
     args = parser.parse_args()
     print(f"{machine('')}\n\n| recipe | n | {' | '.join(METRICS)} |")
     print("|---" * (len(METRICS) + 2) + "|", flush=True)
+    strips = args.save_to.with_name("strips")
+    strips.mkdir(parents=True, exist_ok=True)
     if not args.save_to.exists():
-        write_file(args.save_to, f"{','.join(COLUMNS)}\n".encode())
+        args.save_to.write_text(f"{','.join(COLUMNS)}\n")
     with open(args.save_to, newline="") as file:
         known = {(row["seed"], row["flags"]): row for row in csv.DictReader(file)}
-    strips = args.save_to.with_name("strips")
     for recipe, flags in RECIPES[args.recipes].items():
         rows = []
         for seed in range(cli.SEED, cli.SEED + args.n_seeds):

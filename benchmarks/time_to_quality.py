@@ -11,7 +11,7 @@ from benchmarks.common import OURS, SEED_OBJECTIVE, machine, run, train
 from utils import cli
 
 SEED_PROJECT = 72.40  # its objective on the validation images, after 84 epochs
-COMMANDS = {  # in a round, name -> command, key of its quality
+COMMANDS = {  # of a round: name -> command, key of its quality
     "conventional": ("conventional.py", "target_neg_elbo"),
     "ours": (f"train.py {OURS}", "ours_neg_elbo"),
     "seed_objective": (f"train.py {SEED_OBJECTIVE}", "seed_objective"),
@@ -20,7 +20,7 @@ COMMANDS = {  # in a round, name -> command, key of its quality
 
 
 def measure(seed: int, n_train: int) -> dict[str, float]:
-    """One round. Raises UserError."""
+    """The seconds and qualities of one round. Raises UserError."""
     same = f"--seed {seed} --n_train {n_train}"
     last, cost = run(f"benchmarks/conventional.py {same}")
     theirs = json.loads(last)
@@ -65,8 +65,8 @@ def table(rounds: list[dict[str, float]]) -> str:
 def main() -> None:
     parser = cli.parser("Times train.py and the conventional loop up to a quality.")
     add, images = parser.add_argument, cli.number(1, 50_000)
-    add("--n_rounds", type=cli.number(1), default=3, help="rounds, a seed for each")
-    add("--n_train", type=images, default=50_000, help="images; fewer only to try this script")
+    add("--n_rounds", type=cli.number(1), default=3, help="rounds, each with its own seed")
+    add("--n_train", type=images, default=50_000, help="training images; fewer only for a trial")
     add("--json", action="store_true", help="print the medians as JSON too, on the last line")
     args = parser.parse_args()
     run("benchmarks/conventional.py --n_epochs 1 --n_train 1")  # extracts MNIST, untimed

@@ -58,11 +58,12 @@ def test_no_code_from_a_file_is_run(small, tmp_path, monkeypatch):
 
 def test_a_file_of_another_kind_is_named(small, tmp_path):
     content, path = torch.load(small, weights_only=True), tmp_path / "other.pth"
+    config = content["config"]
     for other, says in (
         (random_model().state_dict(), "a bare state_dict, without the config of its model"),
-        (random_model(), "a whole pickled model, or other Python objects"),
-        (content | {"config": content["config"] | {"width": 2}}, "not of this version of train.py"),
-        (content | {"config": content["config"] | {"size": 1}}, "not of this version of train.py"),
+        (random_model(), "a pickle of a whole model or of other Python objects"),
+        (content | {"config": config | {"width": 2}}, "not from this version of train.py"),
+        (content | {"config": config | {"size": 1}}, "not from this version of train.py"),
     ):
         torch.save(other, path)
         assert reason(path) == f"{path} is {says}; give a .pth file that train.py wrote."

@@ -1,4 +1,4 @@
-"""Flags and the reports of users' mistakes, shared by all scripts."""
+"""Command-line flags and error messages, shared by all scripts."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ SEED = 888
 
 
 class UserError(Exception):
-    """One sentence that says what is wrong and what to do; `run` prints it and exits with 2."""
+    """A user's mistake and its remedy in one sentence; `run` prints it and exits with code 2."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -33,12 +33,12 @@ def parser(description: str) -> argparse.ArgumentParser:
         sys.argv[0], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
-    parser._negative_number_matcher = re.compile(r"-\.?\d")  # Python 3.14's: -3e0 is a number
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # as in Python 3.14: -3e0 is a number
     return parser
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A flag's type: a number from `low` to `high`; it must be whole if `low` is an int."""
+    """A flag's type: a number from `low` to `high`, whole if `low` is an int."""
     kind = type(low)
 
     def parse(text: str) -> float:
@@ -53,26 +53,26 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
-    """--seed, for scripts that draw at random."""
+    """Adds --seed, for scripts that use random numbers."""
     parser.add_argument("--seed", type=number(0, 2**63 - 1), default=SEED, help="random seed")
 
 
 def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """--batch_size --data_dir --device --precision"""
+    """Adds --batch_size, --data_dir, --device and --precision."""
     add = parser.add_argument
     add("--batch_size", type=number(1), default=batch_size, help="images per batch")
     add("--data_dir", type=Path, default=DATA_DIR, help="folder that holds <dataset>/raw/*.gz")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="for matrix products")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a script's main. A UserError becomes one sentence and exit code 2, Ctrl-C code 130."""
+    """Calls a script's main. A UserError prints its sentence and exits with 2, Ctrl-C with 130."""
     torch.backends.cudnn.deterministic = True  # resumed runs match bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # "fp32" is float32
+    torch.backends.cudnn.allow_tf32 = False  # "fp32" means float32, not TF32
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # in a notebook's %run, whose streams need no encoding
-            stream.reconfigure(errors="backslashreplace")  # writes \u03a9 if it cannot encode omega
+            stream.reconfigure(errors="backslashreplace")  # writes \u03a9 if it cannot encode Omega
     try:
         main()
         sys.stdout.flush()
@@ -80,11 +80,11 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if "tried to allocate" not in str(error).lower():  # as PyTorch says on any device
+        if "tried to allocate" not in str(error).lower():  # PyTorch's wording on every device
             raise
         print("error: out of memory; use a smaller --batch_size.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+    except BrokenPipeError:  # the reader of our output has exited, as in `... | head`
         os._exit(141)

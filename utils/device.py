@@ -1,4 +1,4 @@
-"""Where and how to compute: device, precision, random streams."""
+"""The device, the precision and the random number generators."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,7 @@ from utils.cli import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name, or for "auto" the first that works. Raises UserError."""
+    """The named device or, for "auto", the first one that works. Raises UserError."""
     is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -30,12 +30,12 @@ def _works(kind: str) -> bool:
         return torch.ones(1, device=kind).add(1).item() == 2
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        print(f"note: PyTorch cannot use {kind} ({reason}); computing elsewhere", file=sys.stderr)
+        print(f"note: PyTorch cannot use {kind} ({reason}); using another device.", file=sys.stderr)
         return False
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 where the processor multiplies it natively, else fp32."""
+    """ "fp32" or "bf16"; "auto" is bf16 if the device multiplies it natively, else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -50,6 +50,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def rng(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on `seeds` alone. rng(7) and rng(7, 0) are the same."""
+    """A generator that depends on `seeds` alone. rng(7) and rng(7, 0) give the same stream."""
     state = np.random.SeedSequence(seeds).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.cli import UserError
 
@@ -21,22 +23,29 @@ def new_folder(path: Path) -> Path:
             raise cannot_write(folder, error) from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replaces a file in one step, so that a crash leaves the old one intact. Raises UserError."""
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replaces a file with the output of `write` in one step; a crash leaves the old file intact.
+
+    Raises UserError.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ or error  # torch.save raises a RuntimeError after the OSError
+        if not isinstance(cause, OSError):
+            raise
+        raise cannot_write(path, cause) from error
     finally:
         with suppress(OSError):
             temporary.unlink()  # left by an error or Ctrl-C
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror}); choose another folder.")
+    reason = error.strerror or error
+    return UserError(f"{path} cannot be written ({reason}); choose another folder.")

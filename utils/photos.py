@@ -32,12 +32,12 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
     paper = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink = 1 - grey / paper.clip(max(1, np.median(paper) / 2))
-    low, quarter = np.percentile(ink, (5, 25))  # of paper: about one standard deviation apart
+    low, quarter = np.percentile(ink, (5, 25))  # both are paper, about one standard deviation apart
     return (ink - quarter - 4 * (quarter - low)).clip(0)
 
 
 def threshold(ink: np.ndarray) -> float:
-    """Otsu's threshold of all ink above 0: halfway between the means of its two sides."""
+    """Otsu's threshold for all ink above 0: halfway between the means on its two sides."""
     ink = np.append(ink[ink > 0], 0)
     level = ink.mean()
     for _ in range(20):
@@ -62,11 +62,11 @@ def pieces(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def without_lines(mask: np.ndarray) -> np.ndarray:
-    """A mask (H, W) without ruled lines (long, thin, almost level or upright)."""
+    """A mask (H, W) without ruled lines (long, thin, almost horizontal or vertical)."""
     size = max(mask.shape) // 160 * 2 + 3
     thin = mask & ~filtered(mask, MinFilter(size), MaxFilter(size))
     lines = np.zeros_like(mask)
-    for _ in range(2):  # level lines, then upright ones
+    for _ in range(2):  # horizontal lines, then vertical ones
         (rows, columns), width = np.nonzero(thin), thin.shape[1]
         for slope in np.linspace(-0.1, 0.1, 81):
             line = rows + np.round(slope * (columns - width)).astype(int) + width
@@ -78,9 +78,9 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 
 
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pieces in a mask (H, W), and whether they stay off the border.
+    """The digit's pieces in a mask (H, W), and whether they are clear of the border.
 
-    They are the largest piece off the border (or on it, if all are) and similar pieces nearby.
+    They are the largest clear piece (the largest of all if none is clear) and similar ones nearby.
     """
     chosen, found = np.zeros_like(mask), pieces(mask)
     if not found:
@@ -102,7 +102,7 @@ def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pixels, a mask (H, W), and whether they stay off the picture's border."""
+    """The digit's pixels, a mask (H, W), and whether they are clear of the picture's border."""
     mask = ink > threshold(ink)
     digit, clear = choose(without_lines(mask))
     if not digit.any():  # the picture holds nothing but a long thin 1
@@ -140,7 +140,7 @@ def read_grey(path: str | Path) -> np.ndarray:
 def read_image(path: str | Path) -> Tensor:
     """A picture of one digit, of any size and polarity, as an MNIST image: (1, 28, 28) uint8.
 
-    It is light on dark; its strokes fit into 20x20, and their centre of mass is at the centre.
+    Its strokes are light on dark and fit into 20x20. Their centre of mass is at the centre.
     Raises UserError.
     """
     ink = find_ink(read_grey(path))

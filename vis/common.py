@@ -1,11 +1,12 @@
 """Shared by the figures: flags, a model and its test images, colours, grids of digits, files."""
 
-import io
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-os.environ["MPLBACKEND"] = "Agg"  # draws without a screen; a notebook may have set another
+os.environ["MPLBACKEND"] = "Agg"  # needs no screen; a notebook may have set another backend
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.patheffects import withStroke
@@ -20,15 +21,15 @@ from utils.cli import UserError
 from utils.device import pick_device, pick_precision, rng
 from utils.files import write_file
 
-# A colour for each digit, the same in every figure. Colour-blind readers can tell them apart, on
-# white and on black: Paul Tol's seven bright colours, and three more.
+# A colour for each digit, the same in every figure: Paul Tol's seven bright colours and three
+# others. Colour-blind readers can tell them apart on white and on black.
 BRIGHT = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999")
 DIGIT_COLOURS = (*BRIGHT, "#ee7733", "#009988", "#8c564b")
 plt.rcParams.update({"savefig.dpi": 150, "font.size": 11, "axes.titlesize": 12})
 
 
 class NotApplicable(UserError):
-    """This kind of model has no such figure."""
+    """The figure cannot be drawn for this kind of model."""
 
 
 def figures_of(path: Path) -> Path:
@@ -42,7 +43,7 @@ def make_parser(description: str) -> ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
-    add("--save_dir", type=Path, help="folder of the figures (default: figures/<weights>)")
+    add("--save_dir", type=Path, help="folder for the figures (default: figures/<weights>)")
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=1000)
     parser.set_defaults(precision="fp32")
@@ -64,7 +65,7 @@ def load_model(args: Namespace) -> tuple[VAE, dict, str]:
 class EncodedTestSet:
     """The model of --model_params, on the CPU, and its posteriors of the N test images.
 
-    Raises UserError, and NotApplicable for a model without the plane that a figure needs.
+    Raises UserError, or NotApplicable if `needs_plane` is set and z is not two-dimensional.
     """
 
     def __init__(self, args: Namespace, needs_plane: bool = False):
@@ -84,7 +85,7 @@ class EncodedTestSet:
         self.model = model.cpu().requires_grad_(False)
         self.model.precision = "fp32"
         self.u, _ = self.model.prior.to_normal(self.mu)  # (N, L): mu unless the prior is a flow
-        self.symbol = "u" if prior == "flow" else "z"  # of a coordinate of u, in labels
+        self.symbol = "u" if prior == "flow" else "z"  # names a coordinate of u in labels
         self.axis_labels = {"xlabel": f"${self.symbol}_1$", "ylabel": f"${self.symbol}_2$"}
 
     def decode(self, z: Tensor) -> Tensor:
@@ -102,9 +103,9 @@ def plane_grid(coordinates: Tensor) -> Tensor:
 
 
 def scatter_digits(axes: plt.Axes, u: Tensor, labels: Tensor, size: float, alpha: float) -> None:
-    """Dots at u (N, 2) in the colours of their digits, `labels` (N,), in shuffled order.
+    """Draws u (N, 2) as dots in shuffled order, coloured by their digits, `labels` (N,).
 
-    Each digit is written at its median. A circle marks 2 standard deviations of N(0, I).
+    Each digit is written at its dots' median. A circle marks 2 standard deviations of N(0, I).
     """
     order = torch.randperm(len(labels), generator=rng(0))
     colours = [DIGIT_COLOURS[label] for label in labels[order]]
@@ -142,13 +143,12 @@ def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None =
 
 def save_figure(figure: plt.Figure, save_dir: Path, name: str) -> None:
     """Writes `name`.png, with identical bytes in every run, and prints its path."""
-    content = io.BytesIO()
-    figure.savefig(content, bbox_inches="tight", metadata={"Software": None})
+    how = {"bbox_inches": "tight", "metadata": {"Software": None}}
+    save_file(save_dir / f"{name}.png", lambda file: figure.savefig(file, **how))
     plt.close(figure)
-    save_file(save_dir / f"{name}.png", content.getvalue())
 
 
-def save_file(path: Path, content: bytes) -> None:
-    """Writes a file and prints its path. Raises UserError."""
-    write_file(path, content)
+def save_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write` with the file and prints its path. Raises UserError."""
+    write_file(path, write)
     print(path)

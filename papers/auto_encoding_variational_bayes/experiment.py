@@ -1,8 +1,8 @@
 """Shared by the paper's experiments: the network, the recipes, and training chunk by chunk.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114,
-Section 5. A chunk's randomness depends only on the seed and its number, so a resumed run ends like
-an uninterrupted one.
+Section 5. The random numbers of a chunk depend only on the seed and the chunk's index, so a resumed
+run ends like an uninterrupted one.
 """
 
 from argparse import Namespace
@@ -26,8 +26,8 @@ N_TRAIN, BATCH_SIZE = 50_000, 100
 CHUNK = 10_000  # samples with a random stream of their own
 N_HIDDEN = {2: 500, 3: 100}  # units of encoder and decoder, by the paper's figure
 INIT_STDS = {"paper": 0.01, "variance": 0.1}  # N(0, 0.01) read as std and as variance
-# Adagrad's step size by figure and algorithm: of the paper's 0.01, 0.02 and 0.1, the best by the
-# training bound after 50,000 samples; for MCEM, the best log p(x, z) after five iterations. With
+# Adagrad's step size by figure and algorithm. We chose among the paper's 0.01, 0.02 and 0.1 by the
+# training bound after 50,000 samples; for MCEM, by log p(x, z) after five iterations. With
 # 20 dimensions, --recipe variance and --binarize fixed do better with --step_size 0.01.
 STEP_SIZES = {
     2: {"AEVB": 0.02, "wake-sleep": 0.01},
@@ -40,11 +40,11 @@ N_TOGETHER = 1000  # images per tensor in Monte Carlo EM
 
 @dataclass(frozen=True)
 class Network:
-    """Which network is trained, how, and on which images."""
+    """A network to train, its algorithm and recipe, and its training images."""
 
     algorithm: str
     latent_dim: int
-    figure: int = 2  # the paper's figure that shows the curves of such networks
+    figure: int = 2  # the paper's figure that has this network's curve
     n_train: int = N_TRAIN  # the first N training images
     recipe: str = "paper"
     binarize: str = "none"
@@ -53,7 +53,7 @@ class Network:
     def chunk(self) -> int:
         """Samples in a chunk, which for Monte Carlo EM is an iteration over all images.
 
-        Each leapfrog step and each update counts once per image, as the paper's curves imply.
+        Each leapfrog step or update counts as one sample per image, as the paper's curves imply.
         """
         return self.n_train * (N_LEAPFROG + N_UPDATES) if self.algorithm == "MCEM" else CHUNK
 
@@ -90,7 +90,7 @@ class Run:
     def __init__(self, network: Network, images: Tensor, args: Namespace):
         torch.manual_seed(args.seed)
         self.network, self.n_chunks, self.rows = network, 0, []  # rows: of the network's CSV
-        self.settings = [args.seed, args.step_size]  # what a resumed run must repeat
+        self.settings = [args.seed, args.step_size]  # a resumed run must repeat these
         if network.recipe == "ours":
             self.settings += [args.n_samples]  # on which the learning rate depends
             self.model = TwoLayerVAE(network, images.float().mean(dim=0) / 255)
@@ -106,7 +106,7 @@ class Run:
 
 
 def chunk_order(n_train: int, chunk: int, seed: int) -> Tensor:
-    """The images of a chunk, (CHUNK,): consecutive parts of epochs, each shuffled on its own."""
+    """Indices of a chunk's images (CHUNK,), from consecutive epochs, each shuffled on its own."""
     start = chunk * CHUNK
     epochs = range(start // n_train, -(-(start + CHUNK) // n_train))
     orders = [torch.randperm(n_train, generator=rng(seed, epoch)) for epoch in epochs]
@@ -138,8 +138,8 @@ def train_chunk(run: Run, images: Tensor, args: Namespace) -> None:
 def mcem_iteration(run: Run, images: Tensor, generator: Generator) -> None:
     """Monte Carlo EM (paper: Appendix E): a draw z ~ p(z|x) for every image, then five updates.
 
-    E: 10 leapfrog steps continue each image's chain. M: the weights follow the gradient of the
-    mean of log p(x, z) over all `images` (N, 1, 28, 28) uint8.
+    E step: 10 leapfrog steps continue each image's chain. M step: the weights follow the gradient
+    of log p(x, z), averaged over all `images` (N, 1, 28, 28) uint8.
     """
     parts = torch.arange(len(images)).split(N_TOGETHER)
     for part in parts:

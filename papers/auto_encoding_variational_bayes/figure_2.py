@@ -3,9 +3,9 @@
 python3 papers/auto_encoding_variational_bayes/figure_2.py
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours
 
-Trains AEVB and wake-sleep by the paper's recipe, AEVB with 0.01 read as the initial weights'
-variance, or AEVB with our recipe: AdamW with warm-up, PyTorch's initial weights, the mean image as
-output bias and a posterior variance of at most 1.
+--recipe paper trains AEVB and wake-sleep. --recipe variance trains AEVB and reads 0.01 as the
+initial weights' variance. --recipe ours trains AEVB with AdamW and warm-up, PyTorch's initial
+weights, the mean image as output bias and a posterior variance of at most 1.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main() -> None:
     add("--latent_dim", type=int, choices=LATENT_DIMS, nargs="+", default=LATENT_DIMS, help="of z")
     add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="for --recipe paper")
     add("--recipe", choices=RECIPES, default="paper", help="how the networks are trained")
-    add("--binarize", choices=BINARIZE, default="none", help="grey, drawn once or for each batch")
+    add("--binarize", choices=BINARIZE, default="none", help="grey, drawn once or per batch")
     args = parser.parse_args()
     how = {"recipe": args.recipe, "binarize": args.binarize}
     algorithms = args.algorithm if args.recipe == "paper" else ("AEVB",)

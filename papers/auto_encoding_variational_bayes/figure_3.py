@@ -2,8 +2,8 @@
 
 python3 papers/auto_encoding_variational_bayes/figure_3.py
 
-100 units, 3 latent dimensions, 1,000 or 50,000 training images. The curves are estimates by
-Appendix D. The last row of each curve adds the exact value, by a grid in three dimensions.
+The networks have 100 units and 3 latent dimensions and train on 1,000 or 50,000 images. The curves
+are Appendix D's estimates. For each curve's last point, a grid also gives the exact value.
 """
 
 import sys
@@ -27,7 +27,7 @@ N_GRID, GRID_LIMIT = 61, 4.5  # outside [-4.5, 4.5]^3 the prior has 2e-5 of its 
 
 
 def evidence(model: VAE, images: Tensor, is_last: bool, n_images: int) -> dict[str, float]:
-    """log p(x) of the first images (N, 1, 28, 28) uint8 by each estimator, in nats per image."""
+    """Mean log p(x) of the first images (N, 1, 28, 28) uint8, by estimator, in nats."""
     images = images[:n_images]
     nats = {"appendix D": estimate_evidence(model, images, rng(NOISE_SEED)).mean().item()}
     if is_last:
@@ -40,7 +40,7 @@ def main() -> None:
     add = parser.add_argument
     add("--n_train", type=int, choices=SIZES, nargs="+", default=SIZES, help="training images")
     add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="how to train")
-    add("--n_images", type=cli.number(1, 10_000), default=1000, help="to evaluate, per split")
+    add("--n_images", type=cli.number(1, 10_000), default=1000, help="images to evaluate per split")
     args = parser.parse_args()
     pairs = product(args.algorithm, args.n_train)
     networks = [Network(name, LATENT_DIM, figure=3, n_train=n) for name, n in pairs]

@@ -1,4 +1,4 @@
-"""The paper's figure 5: random samples of models with 2, 5, 10 and 20 latent dimensions.
+"""The paper's figure 5: random samples from models with 2, 5, 10 and 20 latent dimensions.
 
 python3 papers/auto_encoding_variational_bayes/figure_5.py
 """

@@ -98,7 +98,7 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor]:
     """Hamiltonian dynamics with unit mass: z, momentum (B, L), step_size (B, 1) -> z, momentum.
 
-    It preserves volume, and is reversed by negating the momentum (Neal 2011, eqs. 2.28-30).
+    The map preserves volume, and negating the momentum reverses it (Neal 2011, eqs. 2.28-30).
     """
     momentum = momentum + 0.5 * step_size * posterior.gradient(z)
     for step in range(1, n_steps + 1):
@@ -151,15 +151,15 @@ def fit_gaussian(z: Tensor) -> MultivariateNormal:
     """Gaussians with the mean and covariance of each chain's draws z (S, B, L)."""
     centred = z - z.mean(dim=0)
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(z) - 1)
-    jitter = 1e-8 * torch.eye(z.shape[-1])  # a chain that never moved has no covariance
+    jitter = 1e-8 * torch.eye(z.shape[-1])  # a chain that never moved has zero covariance
     return MultivariateNormal(z.mean(dim=0), covariance + jitter)
 
 
 @torch.no_grad()
 def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """One of 10,000 draws of p(z) per image x (B, 1, 28, 28), chosen by its p(x|z): (B, L).
+    """For each image x (B, 1, 28, 28), one of 10,000 draws from p(z), weighted by p(x|z): (B, L).
 
-    This is nearly a draw of p(z|x) and needs no encoder.
+    This is nearly a draw from p(z|x) and needs no encoder.
     """
     z = torch.randn(N_PRIOR_DRAWS, model.config.latent_dim, generator=generator)
     table = log_likelihood_table(model, x.flatten(1), z)  # (B, 10000)

@@ -1,11 +1,10 @@
 """Trains the networks of a figure one after the other, and draws their curves.
 
-Each network has a checkpoint and a CSV in <save_dir>/networks: a repeated command resumes a stopped
-one, and commands that select different networks can share a folder.
+Each network has a checkpoint and a CSV in <save_dir>/networks, so a repeated command resumes where
+it stopped. Commands that select different networks can share a folder.
 """
 
 import csv
-import io
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -43,13 +42,13 @@ Estimate = Callable[[VAE, Tensor, bool], dict[str, float]]  # nats per image by 
 
 
 def make_parser(description: str) -> ArgumentParser:
-    """The flags of every figure."""
+    """A parser with the flags that all figures share."""
     parser = cli.parser(description)
     add = parser.add_argument
-    add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="per network")
-    add("--step_size", type=cli.number(0.0), help="of Adagrad (default: from STEP_SIZES)")
+    add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="samples per network")
+    add("--step_size", type=cli.number(0.0), help="Adagrad's step (default: from STEP_SIZES)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
-    where = "folder of all files; if it has a CSV but no networks, only redraws"
+    where = "folder for all files; if it has a CSV but no networks, the figure is only redrawn"
     add("--save_dir", type=Path, default=Path("figures"), help=where)
     cli.add_seed_flag(parser)
     return parser
@@ -63,7 +62,7 @@ def bound(model: VAE, images: Tensor, is_last: bool = False) -> dict[str, float]
 
 
 def load_splits(network: Network, data_dir: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images to train on, and images to evaluate by split: (N, 1, 28, 28) uint8."""
+    """The images to train on and, by split, the images to evaluate: (N, 1, 28, 28) uint8."""
     images = load_mnist(data_dir, "train")[0][: network.n_train]
     if network.binarize == "fixed":
         images = binarize(images, "dynamic")
@@ -84,10 +83,9 @@ def save(run: Run, path: Path) -> None:
     The checkpoint comes last: if a run stops before it, resuming rewrites the CSV's rows.
     """
     write_rows(path.with_suffix(".csv"), run.rows)
-    state, buffer = {name: getattr(run, name) for name in PROGRESS}, io.BytesIO()
+    state = {name: getattr(run, name) for name in PROGRESS}
     state |= {name: getattr(run, name).state_dict() for name in ("model", "optimizer")}
-    torch.save(state, buffer)
-    write_file(path, buffer.getbuffer())
+    write_file(path, lambda file: torch.save(state, file))
 
 
 def resume(run: Run, path: Path) -> None:
@@ -99,13 +97,13 @@ def resume(run: Run, path: Path) -> None:
         run.model.load_state_dict(state.pop("model"))
         run.optimizer.load_state_dict(state.pop("optimizer"))
         vars(run).update(state)
-    except Exception as error:  # what damaged files raise is not documented
-        reason = "damaged, or of another --seed, --step_size or (by our recipe) --n_samples"
+    except Exception as error:  # errors of damaged files are undocumented
+        reason = "damaged or has another --seed, --step_size or (with our recipe) --n_samples"
         raise cli.UserError(f"{path} is {reason}; choose another --save_dir.") from error
 
 
 def train(network: Network, estimate: Estimate, args: Namespace) -> VAE:
-    """Trains a network to --n_samples, from its checkpoint if it has one. Raises UserError."""
+    """Trains a network up to --n_samples, from its checkpoint if it has one. Raises UserError."""
     images, splits = load_splits(network, args.data_dir)
     run, path = Run(network, images, args), args.save_dir / "networks" / f"{network}.pth"
     if path.is_file():
@@ -132,9 +130,9 @@ def evaluate(run: Run, splits: dict[str, Tensor], estimate: Estimate, is_last: b
 
 
 def figure_rows(networks: list[Network], estimate: Estimate, args: Namespace) -> Rows:
-    """Trains `networks`; the figure's CSV then holds the rows of all its networks in --save_dir.
+    """Trains `networks`. Returns the figure's CSV, with the rows of all its networks in --save_dir.
 
-    If the folder holds this CSV and no networks, the CSV is read as it is. Raises UserError.
+    If the folder has this CSV but no networks, the CSV is only read. Raises UserError.
     """
     figure, folder = networks[0].figure, args.save_dir / "networks"
     path = args.save_dir / f"figure_{figure}.csv"
@@ -157,11 +155,12 @@ def read_rows(path: Path) -> Rows:
 
 def write_rows(path: Path, rows: Rows) -> None:
     lines = [COLUMNS, *(row.values() for row in rows)]
-    write_file(path, "".join(",".join(line) + "\r\n" for line in lines).encode())
+    content = "".join(",".join(line) + "\r\n" for line in lines).encode()
+    write_file(path, lambda file: file.write(content))
 
 
 def print_comparison(rows: Rows) -> None:
-    """Prints our values at powers of ten (samples) beside the paper's, where these exist."""
+    """Prints our values after 10^n samples beside the paper's, where these exist."""
     paper = read_rows(PAPER_CURVES)
     for row in rows:
         same = {name: row[name] for name in COLUMNS[:5]}
@@ -175,9 +174,9 @@ def print_comparison(rows: Rows) -> None:
 
 
 def draw(rows: Rows, column: str, panels: dict[str, str], save_dir: Path, **first_axes) -> None:
-    """Nats against samples, one panel per value of `column`; `panels` has their titles.
+    """Draws nats against samples, one panel per value of `column`; `panels` maps values to titles.
 
-    The paper's curves lie behind, thick and pale. Training is dotted, test solid.
+    The paper's curves are thick and pale, behind ours. Training is dotted, test solid.
     """
     size = (2.5 * len(panels) + 1.5, 4)
     figure, all_axes = plt.subplots(1, len(panels), sharex=True, sharey=True, figsize=size)

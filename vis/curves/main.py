@@ -1,4 +1,4 @@
-"""The course of training: -ELBO and kld_loss of one or more runs.
+"""Training curves: -ELBO and kld_loss of one or more runs.
 
 python3 vis/curves/main.py --metrics pretrained/vae_mnist.csv
 """
@@ -35,7 +35,7 @@ def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
 
 
 def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
-    """Draws each run in a colour, thick in its late phase, with its last validation value.
+    """Draws each run in its own colour, thick in its late phase, with its last validation value.
 
     The axis leaves out each run's first tenth, which is so steep that it would flatten the rest.
     """

@@ -3,7 +3,7 @@
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --latent_min -4
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --quantile
 
-The plane shows u ~ N(0, I), which the prior maps to z; without a flow u is z.
+The plane shows u ~ N(0, I), which the prior maps to z. Without a flow, u is z.
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> None:
     add("--latent_min", type=coordinate, default=-4.0, help="left and lower end of the grid")
     add("--latent_max", type=coordinate, default=4.0, help="right and upper end of the grid")
     add("--n_cells", type=number(2, 100), default=20, help="digits along each axis")
-    add("--quantile", action="store_true", help="even steps in the prior's probability")
+    add("--quantile", action="store_true", help="even steps in prior probability")
     args = parser.parse_args()
     n, low, high = args.n_cells, args.latent_min, args.latent_max
     test_set = EncodedTestSet(args, needs_plane=True)

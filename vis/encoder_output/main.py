@@ -1,4 +1,4 @@
-"""Where the encoder puts the test images in a two-dimensional latent space, by digit.
+"""The posterior means of the test images in two latent dimensions, coloured by digit.
 
 python3 vis/encoder_output/main.py --model_params pretrained/vae_mnist.pth
 """
@@ -12,7 +12,7 @@ from vis.common import EncodedTestSet, make_parser, plt, save_figure, scatter_di
 
 
 def main() -> None:
-    args = make_parser("Scatter plot of the test set in latent space.").parse_args()
+    args = make_parser("Plots the test set in latent space.").parse_args()
     test_set = EncodedTestSet(args, needs_plane=True)
     figure, axes = plt.subplots(figsize=(5.5, 5.5))
     scatter_digits(axes, test_set.u, test_set.labels, size=5, alpha=0.6)

@@ -35,12 +35,12 @@ function show(index) {
   paint($("reconstruction"), item.reconstruction);
   questions.terms++; // an answer about the previous image would be stale
   clearTimeout(restTimer);
-  restTimer = setTimeout(ask, 100, "terms"); // when the hand rests
+  restTimer = setTimeout(ask, 100, "terms"); // when the pointer rests
   showTerms();
   drawOverlay();
 }
 
-// Writes the terms in nats. Those that come from draws have a ~, and a decimal only if their standard error allows it.
+// Writes the terms in nats. Terms estimated from draws have a ~, and a decimal only if their standard error allows it.
 function showTerms() {
   const { recon, kl, stderr } = state.subject, negElbo = recon + kl, nll = state.posterior ? -state.posterior.logP : NaN;
   const drawn = L > 2, terms = { recon: [recon, drawn], kl: [kl, drawn && couplings.length > 0], "neg-elbo": [negElbo, drawn] };
@@ -52,7 +52,7 @@ function showTerms() {
   for (const id of ["nll", "gap"]) $(id).classList.toggle("rough", !state.posterior?.done);
 }
 
-// Pins an image: it stays on the card till another is pinned, or none (-1). In Posterior the map is shaded by it.
+// Pins an image, which stays on the card until another is pinned, or unpins it (-1). In Posterior, its posterior shades the map.
 function pin(index) {
   if (index < 0 && state.mode === "posterior") setMode("points"); // a posterior needs a pinned image
   play(false);
@@ -60,7 +60,7 @@ function pin(index) {
   Object.assign(state, { pinned: index, posterior: null });
   if (index >= 0) {
     show(index);
-    setU(state.subject.u); // with more than two dimensions the map becomes the slice through this point
+    setU(state.subject.u); // with more than two dimensions, the map becomes the slice through this point
     if (state.mode === "posterior") {
       frameIt = true;
       ask("posterior"); // the previous shading stays until the first answer
@@ -93,7 +93,7 @@ function showPosterior(answer) {
 }
 
 // Returns the densest cell of the posterior beyond 3 standard deviations of q(u|x) or, if there is none, the densest of all.
-// Also returns whether over a tenth of the posterior lies inside them.
+// Also returns whether such a cell exists while over a tenth of the posterior lies inside these 3 standard deviations.
 function truthBeside({ x, y, xx, xy, yy }) {
   const { cells, levels } = state.posterior, limit = 9 * (xx * yy - xy * xy);
   const isInside = ([a, b]) => yy * (a - x) ** 2 - 2 * xy * (a - x) * (b - y) + xx * (b - y) ** 2 <= limit;
@@ -116,12 +116,12 @@ function framePosterior() {
 // ------------------------------------------------------------------------------------- the modes and the address
 
 const LEADS = {
-  points: "Each dot is a test image where the encoder puts it; move over the map, and the decoder draws a digit for every place.",
-  manifold: "What the decoder draws at each point of the map.",
-  density: "Where the encoder puts the test images: the darker, the more of them.",
-  posterior: "Shading shows where the pinned image could really come from, ellipses the encoder’s guess.",
+  points: "Each dot is a test image where the encoder puts it. Move over the map, and the decoder draws a digit for each point.",
+  manifold: "The digit that the decoder draws at each point of the map.",
+  density: "Where the encoder puts the test images: darker means more of them.",
+  posterior: "Shading shows where the pinned image could really come from; ellipses show the encoder’s guess.",
 };
-if (L > 2) LEADS.manifold = `What the decoder draws at each point of the map, a slice through the other ${L - 2} dimensions.`;
+if (L > 2) LEADS.manifold = `The digit that the decoder draws at each point of the map; the other ${L - 2} dimensions are fixed.`;
 let viewBefore = { ...wholeMap }; // the view from which Posterior was entered
 
 function setMode(mode) {
@@ -165,7 +165,7 @@ function readAddress() {
 
 const N_SAMPLES = 11;
 
-// Calls `step(t)` for t from 0 to 1 in each frame, or only for 1 where motion is not wanted.
+// Calls `step(t)` in each frame with t from 0 to 1, or only with 1 if the user prefers reduced motion.
 function animate(milliseconds, step) {
   const start = performance.now();
   const frame = (now) => {
@@ -175,8 +175,8 @@ function animate(milliseconds, step) {
   requestAnimationFrame(frame);
 }
 
-// Draws from the prior drop onto the map, and their digits appear. Those from q(z|x) are seen as the reparameterization makes
-// them: eps ~ N(0, I) becomes mu + std * eps.
+// Draws from the prior drop onto the map, and their digits appear. Draws from q(z|x) show the reparameterization:
+// eps ~ N(0, I) moves to mu + std * eps.
 function sample(source) {
   const normal = makeNormal(crypto.getRandomValues(new Uint32Array(1))[0]), { mu, logvar } = state.subject;
   const samples = Array.from({ length: N_SAMPLES }, (_, k) => {
@@ -207,14 +207,14 @@ function clearSamples() {
 
 const between = (t) => state.ends[0].u.map((a, d) => a + t * (state.ends[1].u[d] - a));
 
-// A click pins the image under the cursor, or unpins it. After A is chosen, it sets B: an image or any place on the map.
+// A click pins the image under the cursor, or unpins it. Once A is chosen, a click sets B, an image or any place on the map.
 function choose() {
   const index = nearest(state.u[P], state.u[Q]);
   if (state.ends.length === 1) addEnd(index);
   else if (index >= 0) pin(index === state.pinned ? -1 : index);
 }
 
-function addEnd(index) { // an image or, if it is -1, the cursor
+function addEnd(index) { // an image's index, or -1 for the cursor
   const item = index === N ? state.drawing : testImage(Math.max(0, index));
   const name = index < 0 ? "a place on the map" : index === N ? "your drawing" : `a ${labels[index]}`;
   if (state.ends.length === 2) forgetEnds();
@@ -233,7 +233,7 @@ function forgetEnds() {
   play(false);
   state.ends = [];
   $("strip").hidden = $("player").hidden = true;
-  $("ends").textContent = "From the pinned image or the cursor, A, to any point of the map, B.";
+  $("ends").textContent = "From A, the pinned image or the cursor, to B, any point of the map.";
   drawOverlay();
 }
 
@@ -308,12 +308,12 @@ function clearDrawing() {
   drawOverlay();
 }
 
-// ------------------------------------------------------------------------------------------ hands and keys
+// --------------------------------------------------------------------------------------- pointers and keys
 
 const pointers = new Map(); // the position of each pressed pointer
-let travelled = 0; // pixels since the first was pressed; a click travels few
+let travelled = 0; // pixels since the first press; in a click they are few
 
-const onMap = ({ clientX, clientY }) => { // we avoid event.offsetX, which would be rounded
+const onMap = ({ clientX, clientY }) => { // we avoid event.offsetX, which is rounded
   const { left, top } = $("map").getBoundingClientRect();
   return [clientX - left, clientY - top];
 };
@@ -332,7 +332,7 @@ $("map").onpointermove = (event) => {
     const old = pointers.size === 2 ? apart() : 0, [dx, dy] = [now[0] - before[0], now[1] - before[1]];
     pointers.set(event.pointerId, now);
     travelled += Math.abs(dx) + Math.abs(dy);
-    if (pointers.size === 2 || (event.pointerType === "mouse" && travelled > 4)) { // each of two fingers moves it by half
+    if (pointers.size === 2 || (event.pointerType === "mouse" && travelled > 4)) { // with two fingers, each moves the map by half
       view.x -= dx / pointers.size / scale();
       view.y += dy / pointers.size / scale();
       if (old) zoomBy(apart() / old, ...[0, 1].map((k) => [...pointers.values()].reduce((sum, at) => sum + at[k] / 2, 0)));
@@ -370,7 +370,7 @@ $("map").onkeydown = (event) => {
   event.preventDefault();
   actions[event.key]();
 };
-document.addEventListener("keydown", ({ key }) => { // Esc undoes the latest: an interpolation, samples, a pin
+document.addEventListener("keydown", ({ key }) => { // Esc removes the interpolation, else the samples, else the pin
   if (key !== "Escape" || $("words").matches(":popover-open")) return;
   if (state.ends.length) forgetEnds();
   else if (state.samples.length) clearSamples();
@@ -395,7 +395,7 @@ $("dots").onclick = () => {
   $("dots").setAttribute("aria-pressed", state.dots);
   viewChanged();
 };
-["A posterior in two places", "An encoder far off", "A good fit"].slice(0, content.presets.length).forEach((text, k) => {
+["A posterior with two modes", "A poor fit", "A good fit"].slice(0, content.presets.length).forEach((text, k) => {
   const button = Object.assign(document.createElement("button"), { textContent: text });
   button.onclick = () => {
     pin(content.presets[k]);
@@ -419,7 +419,7 @@ $("t").oninput = () => { play(false); setT(Number($("t").value)); };
 $("strip").onpointerdown = $("strip").onpointermove = (event) => {
   if (!event.buttons) return;
   play(false);
-  setT(clamp((event.offsetX / $("strip").clientWidth) * 1.1 - 0.05, 0, 1)); // the middle of the first picture is 0
+  setT(clamp((event.offsetX / $("strip").clientWidth) * 1.1 - 0.05, 0, 1)); // t is 0 in the middle of the first picture
 };
 
 function setLegend(shown) {
@@ -458,7 +458,7 @@ $("all-sliders").onclick = () => {
 
 $("posterior").hidden = L !== 2;
 $("density").hidden = couplings.length > 0;
-$("levels").innerHTML = [...LEVELS.map(([share, opacity]) => [opacity, `${100 * share} %`]), [FAINT, "less"]]
+$("levels").innerHTML = [...LEVELS.map(([share, opacity]) => [opacity, `${100 * share} %`]), [FAINT, "the rest"]]
   .map(([opacity, text]) => `<i style="opacity: ${opacity}"></i>${text}`).join("");
 $("draw").hidden = !encoder;
 paintPad();
@@ -491,8 +491,8 @@ addEventListener("hashchange", readAddress);
 
 // This is for the tests and for the browser's console. explorer.decode([0, 1]) gives 784 pixels in [0, 1],
 // explorer.encode(pixels) gives {mu, logvar}, explorer.testImage(i) gives the data of a test image, and
-// explorer.pin(i) pins it to the card. explorer.place(u) says where u is in the window, and explorer.at(x, y) which
-// place of the map is there.
+// explorer.pin(i) pins it to the card. explorer.place(u) gives the position of u in the window, and
+// explorer.at(x, y) gives the point of the map at a position in the window.
 window.explorer = { content, state, view, colours, decode, encode, testImage, pin,
   place(u) {
     const [left, top] = onMap({ clientX: 0, clientY: 0 }), [px, py] = place(u);

@@ -1,10 +1,10 @@
-"""The latent space as one page: move over the map of the test set and the decoder answers.
+"""A page with a map of the latent space: the decoder draws a digit for each point.
 
 python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir site
 
-explorer.html runs offline. It carries the test images, their posteriors and the network itself, as
-layers that the page interprets: the decoder with 16 bits for each weight, the encoder with 8. The
-map shows u ~ N(0, I), which the prior maps to z.
+explorer.html runs offline. It contains the test images, their posteriors and the network's layers,
+which the page evaluates. Decoder weights have 16 bits, encoder weights 8. The map shows
+u ~ N(0, I), which the prior maps to z.
 """
 
 import base64
@@ -24,15 +24,15 @@ from utils.cli import UserError
 from vis.common import DIGIT_COLOURS, EncodedTestSet, NotApplicable, make_parser, save_file
 from vis.posterior.true_posterior import measure, modes
 
-PAGE = Path(__file__).with_name("page.html")  # in which @@name@@ is replaced by that file
+PAGE = Path(__file__).with_name("page.html")  # its @@name@@ is replaced by the file of that name
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
-MAX_BYTES = 10_000_000  # of the page: mail and phones accept this much
-FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its first half-width
-N_CHOSEN_FROM = 30  # images from which presets are chosen
+MAX_BYTES = 10_000_000  # of the page, small enough for mail and phones
+FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its initial half-width
+N_CHOSEN_FROM = 30  # test images from which the presets are chosen
 
 
 class Payload(bytearray):
-    """The page's binary data: one array after another; `put` returns the place of each."""
+    """The page's binary data, one array after another. `put` adds one and returns its position."""
 
     def put(self, tensor: Tensor, dtype: torch.dtype) -> dict:
         array = tensor.to(dtype).flatten().numpy()
@@ -41,8 +41,8 @@ class Payload(bytearray):
         return place
 
     def put_weights(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> dict:
-        """The weights (outputs, inputs, ...) in int16 or int8, the few biases in float32."""
-        # 16-bit integers are more accurate than half precision, which has an exponent of 5 bits.
+        """Adds the weights (outputs, inputs, ...) in int16 or int8 and the biases in float32."""
+        # 16-bit integers are more accurate than half precision, which spends 5 bits on an exponent.
         largest = layer.weight.flatten(1).abs().amax(dim=1)  # of each output
         scale = largest.clamp(min=1e-30) / torch.iinfo(dtype).max
         integers = (layer.weight.flatten(1) / scale[:, None]).round()
@@ -52,7 +52,7 @@ class Payload(bytearray):
 
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
-    """The layers in the page's format; its arrays are flat, so reshaping layers are left out."""
+    """The layers in the page's format. Arrays there are flat, so reshaping layers are left out."""
     layers, side = [], IMAGE_SHAPE[-1]  # of the images that convolutions see
     for module in modules:
         match module:
@@ -80,7 +80,7 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
                 layer = {"op": "pixelUnshuffle", "factor": module.downscale_factor, "side": side}
                 side //= module.downscale_factor
             case _:
-                raise UserError(f"the page cannot carry a layer of type {type(module).__name__}.")
+                raise UserError(f"the page cannot run a layer of type {type(module).__name__}.")
         layers.append(layer)
     return layers
 
@@ -89,7 +89,7 @@ def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
     """Three test images: a posterior with two modes, a poor fit and a good fit."""
     found, kl = measure(test_set, list(range(min(n_images, N_CHOSEN_FROM))))
     second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # shares
-    # The best-fitted posterior among those with a quarter of their mass in a second mode.
+    # The best fit among the posteriors with at least a quarter of the mass in a second mode.
     twofold = min(range(len(found)), key=lambda i: (-min(second[i], 0.25), kl[i]))
     return [twofold, kl.argmax().item(), kl.argmin().item()]
 
@@ -108,8 +108,8 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "colours": DIGIT_COLOURS,
         "plane": test_set.plane,
         "sliders": [d for d in test_set.by_kl if test_set.kl[d] >= 0.05 and len(test_set.kl) > 2],
-        "kl": test_set.kl.tolist(),  # of each dimension, nats; below 0.05 it has no slider
-        "reach": reach,  # half the width of the first map and of every slider
+        "kl": test_set.kl.tolist(),  # nats of each dimension; one below 0.05 has no slider
+        "reach": reach,  # half the width of the initial map and of every slider
         "farthest": FARTHEST,
         "presets": presets(test_set, n_images) if len(test_set.kl) == 2 and n_images > 2 else [],
         "binary": bool(((images == 0) | (images == 255)).all()),  # then a drawing is binarised too
@@ -141,10 +141,10 @@ def main() -> None:
     page = make_page(test_set, n_images, with_encoder=True)
     if len(page) > MAX_BYTES:
         page = make_page(test_set, n_images, with_encoder=False)
-        print("note: the page has no drawing pad; the encoder does not fit.")
+        print("note: the encoder does not fit, so the page has no drawing pad.")
     if len(page) > MAX_BYTES:
         raise UserError(f"the page exceeds {MAX_BYTES:,} bytes; use a smaller --n_images.")
-    save_file(args.save_dir / "explorer.html", page)
+    save_file(args.save_dir / "explorer.html", lambda file: file.write(page))
 
 
 if __name__ == "__main__":

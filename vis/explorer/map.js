@@ -1,4 +1,4 @@
-// This file is the map: what it shows, its view, the points, what follows the pointer, and the backgrounds.
+// This file draws the map: its state, its view, the points, the marks that follow the pointer, and the backgrounds.
 // It needs no import: main.py puts payload.js, map.js and card.js, in this order, into one module of page.html.
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
@@ -11,7 +11,7 @@ const state = {
   u: new Float64Array(L), // the large digit is decoded from it
   index: -1, // which test image is on the card; N means the drawing
   subject: null, // what `subject` returned for it
-  pinned: -1, // the image that stays on the card, or -1: then the card previews what the pointer is over
+  pinned: -1, // the image that stays on the card, or -1 while the card previews the image under the pointer
   drawing: null, // what `subject` returned for the drawing
   shown: Array(10).fill(true), // which digits the legend has switched on
   mode: "points", // or "manifold", "density", "posterior": the background
@@ -51,7 +51,7 @@ function setU(u) {
   drawOverlay();
 }
 
-// Moves the cursor to a place on the map; the other dimensions stay. If no image is pinned, the card previews a point nearby.
+// Moves the cursor to a place on the map and keeps the other dimensions. If no image is pinned, the card previews a nearby point.
 function moveTo(x, y) {
   if (state.playing) return;
   const u = state.u.slice();
@@ -61,7 +61,7 @@ function moveTo(x, y) {
   if (near >= 0 && near !== state.index && state.pinned < 0) show(near);
 }
 
-// Finds the nearest of the points shown within 14 pixels. It returns a test image's number, N for the drawing or -1 for none.
+// Returns the nearest visible point within 14 pixels: the number of its test image, N for the drawing or -1 for none.
 function nearest(x, y) {
   let found = -1, closest = (14 / scale()) ** 2;
   for (let i = 0; i < N; i++) {
@@ -73,14 +73,14 @@ function nearest(x, y) {
 }
 
 // -------------------------------------------------------------------------------------------------- the map
-// The map has three canvases. `backdrop` has the background. `base` has the grid and the points, and is drawn anew when
-// the view changes. `overlay` has all that follows the pointer, and is drawn anew at every move.
+// The map has three canvases. `backdrop` has the background. `base` has the grid and the points and is redrawn when
+// the view changes. `overlay` has everything that follows the pointer and is redrawn at every move.
 
 const [backdrop, base, overlay] = ["backdrop", "base", "map"].map((id) => $(id).getContext("2d"));
 let width = 1, height = 1, colours = {}, baseRequested = false, overlayRequested = false;
 
 const leastZoom = () => Math.max(0.6, width / height / content.farthest, height / width / content.farthest);
-const scale = () => (view.zoom * Math.min(width, height)) / (2 * content.reach); // in CSS pixels for a unit of u
+const scale = () => (view.zoom * Math.min(width, height)) / (2 * content.reach); // in CSS pixels per unit of u
 const toX = (x) => width / 2 + (x - view.x) * scale(), toY = (y) => height / 2 - (y - view.y) * scale();
 const fromX = (px) => view.x + (px - width / 2) / scale(), fromY = (py) => view.y - (py - height / 2) / scale();
 
@@ -105,7 +105,7 @@ function viewChanged() {
   if (state.mode !== "points") restartBackground(120);
 }
 
-function zoomBy(factor, px = width / 2, py = height / 2) { // what is under (px, py) stays there
+function zoomBy(factor, px = width / 2, py = height / 2) { // the point under (px, py) stays there
   const x = fromX(px), y = fromY(py);
   view.zoom = clamp(view.zoom * factor, leastZoom(), 60);
   view.x += x - fromX(px);
@@ -125,8 +125,8 @@ function contrast(a, b) {
   return (high + 0.05) / (low + 0.05);
 }
 
-// Reads the style sheet's colours, which are the light ones or the dark ones, and mixes each digit's colour with as much ink as
-// it needs for a contrast of 3 : 1.
+// Reads the style sheet's colours for the current theme, light or dark, and mixes each digit's colour with just enough ink for
+// a contrast of 3 : 1.
 function readColours() {
   const rgb = (colour) => colour.match(/\d+/g).map(Number);
   for (const name of ["ink", "soft", "line", "sheet"]) {
@@ -151,8 +151,8 @@ function drawBase() {
   drawGrid();
 }
 
-// Writes the points pixel by pixel: thousands of drawing commands would take longer than a frame. Where dots overlap
-// the later one wins. At their edges, which fade out, the more opaque one does. On a background they are smaller.
+// Writes the points pixel by pixel, because thousands of drawing commands would take longer than a frame. Where dots overlap,
+// the more opaque pixel wins, or the later one if both are equally opaque. On a background, dots are smaller.
 function drawPoints() {
   const ratio = devicePixelRatio, image = base.createImageData(base.canvas.width, base.canvas.height);
   const pixels = new Uint32Array(image.data.buffer), columns = image.width, alone = state.mode === "points";
@@ -183,7 +183,7 @@ function drawGrid() { // its lines and the prior's circles lie below the points,
     base.arc(toX(0), toY(0), k * scale(), 0, 2 * Math.PI);
     base.stroke();
   }
-  if (state.mode !== "manifold") { // the grid would cross out its pictures
+  if (state.mode !== "manifold") { // grid lines would cross the decoded digits
     for (const x of columns) base.fillRect(Math.round(toX(x)), 0, 1, height);
     for (const y of rows) base.fillRect(0, Math.round(toY(y)), width, 1);
   }
@@ -253,11 +253,11 @@ function paintOverlay() {
   });
 }
 
-// The image on the card: its point, with a ring if it is pinned, and q(u|x) at 1 and 2 standard deviations.
+// Marks the card's image: its point, with a ring if it is pinned, and q(u|x) at 1 and 2 standard deviations.
 function paintSubject({ u, shape }) {
   const [px, py] = place(u);
   if (shape) {
-    const mean = (shape.xx + shape.yy) / 2, half = Math.hypot((shape.xx - shape.yy) / 2, shape.xy); // the variances along its axes
+    const mean = (shape.xx + shape.yy) / 2, half = Math.hypot((shape.xx - shape.yy) / 2, shape.xy); // the variances along the ellipse's axes
     const angle = 0.5 * Math.atan2(2 * shape.xy, shape.xx - shape.yy), axes = [mean + half, mean - half];
     for (const k of [1, 2]) {
       const radii = axes.map((variance) => k * scale() * Math.sqrt(Math.max(0, variance)));
@@ -269,7 +269,7 @@ function paintSubject({ u, shape }) {
   if (state.mode === "posterior" && state.posterior?.done && shape) {
     const [[x, y], isElsewhere] = truthBeside(shape), [tx, ty] = [toX(x), toY(y)], apart = Math.hypot(tx - px, ty - py);
     const [dx, dy] = apart > 30 ? [(tx - px) / apart, (ty - py) / apart] : [0, -1], below = dx < 0 ? -1 : 1;
-    arrow(isElsewhere ? "the truth is here too" : "the truth", [tx, ty], [dx, dy]); // from the outer side
+    arrow(isElsewhere ? "the truth is here too" : "the truth", [tx, ty], [dx, dy]); // the label is on the side away from the guess
     arrow("the encoder’s guess", [toX(shape.x), toY(shape.y)], [-below * dy, below * dx], 12 + 2 * scale() * Math.sqrt(Math.max(shape.xx, shape.yy)));
   }
 }
@@ -289,12 +289,12 @@ function arrow(text, [px, py], [dx, dy], gap = 14) {
 }
 
 // ---------------------------------------------------------------------------------------------- backgrounds
-// Each is a generator that draws a little and yields, so that the pointer is answered while it works.
+// Each background is a generator that draws a little and yields, so that the page can respond to the pointer in between.
 
-let drawn = { x: 0, y: 0, scale: 1 }; // the backdrop's view; the picture is moved and stretched until a new one is there
+let drawn = { x: 0, y: 0, scale: 1 }; // the backdrop's view; the picture is moved and stretched until a new one replaces it
 let job = null, jobTimer = 0;
 
-function backdropPlace() { // returns its left, top and stretch in the present view
+function backdropPlace() { // returns its left, top and stretch in the current view
   const stretch = scale() / drawn.scale;
   return [toX(drawn.x) - (width / 2) * stretch, toY(drawn.y) - (height / 2) * stretch, stretch];
 }
@@ -308,7 +308,7 @@ function restartBackground(delay = 0) {
   clearTimeout(jobTimer);
   jobTimer = setTimeout(() => {
     const [left, top, stretch] = backdropPlace(), idle = !job;
-    backdrop.globalCompositeOperation = "copy"; // the old picture stays, moved to its new place, till it is drawn over
+    backdrop.globalCompositeOperation = "copy"; // the old picture is moved to its new place and stays until it is drawn over
     backdrop.drawImage(backdrop.canvas, left, top, width * stretch, height * stretch);
     backdrop.globalCompositeOperation = "source-over";
     drawn = { x: view.x, y: view.y, scale: scale() };
@@ -325,7 +325,7 @@ function work() {
   requestAnimationFrame(work);
 }
 
-// Returns a picture whose opacity is `alpha(i)`. Its colour is that of the text, so it suits light and dark.
+// Returns a picture with opacity `alpha(i)` in the colour of the text, which suits both themes.
 function inked(columns, rows, alpha) {
   const canvas = new OffscreenCanvas(columns, rows), context = canvas.getContext("2d"), image = new ImageData(columns, rows);
   for (let i = 0; i < columns * rows; i++) image.data[4 * i + 3] = 255 * alpha(i);
@@ -357,7 +357,7 @@ const backgrounds = {
       yield;
     }
   },
-  *density() { // the mean of q(z|x) over the points shown; a flow has none in closed form on the map
+  *density() { // the mean of q(z|x) over the points shown; with a flow, it has no closed form on the map
     const cell = 3, columns = Math.ceil(width / cell), rows = Math.ceil(height / cell);
     const sum = new Float32Array(columns * rows), [left, top, size] = [fromX(cell / 2), fromY(cell / 2), cell / scale()];
     const profile = (mean, logvar, first, step, n) => { // returns the first cell and the values of a Gaussian along one axis
@@ -377,7 +377,7 @@ const backgrounds = {
     }
     const most = sum.reduce((a, b) => Math.max(a, b), 1e-30);
     backdrop.clearRect(0, 0, width, height);
-    const level = (i) => Math.max(0, 9 + Math.floor(Math.log2(sum[i] / most + 1e-9))); // a step is a factor of two, 9 at the top
+    const level = (i) => Math.max(0, 9 + Math.floor(Math.log2(sum[i] / most + 1e-9))); // one level per factor of two; the top is 9
     backdrop.drawImage(inked(columns, rows, (i) => 0.07 * level(i)), 0, 0, columns * cell, rows * cell);
   },
   *posterior() { // log p(u|x), smoothed over the worker's cells and cut into levels
@@ -394,8 +394,8 @@ const backgrounds = {
   },
 };
 
-// Puts the cells, of which the first is the densest, on a raster: `owner` has the number of the one at each pixel.
-// Returns the box of each, in pixels.
+// Puts the cells, sorted from the densest, on a raster, where `owner` has the index of the cell at each pixel.
+// Returns each cell's box in pixels.
 function placeCells(raster, cells) {
   const { columns, rows, size } = raster, edge = (position) => Math.round(position / size + 1e-6); // equal for cells that share it
   raster.owner = new Int32Array(columns * rows).fill(-1);
@@ -410,7 +410,7 @@ function placeCells(raster, cells) {
   return boxes;
 }
 
-// Returns the log density at each pixel: that of its cell, with the slopes between the cells on both sides.
+// Returns the log density at each pixel: its cell's value, with the slopes between the neighbouring cells.
 function interpolate({ columns, rows, size, owner }, boxes, cells, least) {
   const at = (column, row) => (column >= 0 && row >= 0 && column < columns && row < rows ? owner[row * columns + column] : -1);
   const slope = (a, b, d) => (a < 0 || b < 0 || a === b ? 0 : (cells[b][4] - cells[a][4]) / (cells[b][d] - cells[a][d]));
@@ -429,7 +429,7 @@ function interpolate({ columns, rows, size, owner }, boxes, cells, least) {
   return values;
 }
 
-// Returns the mean over a box around each pixel, as large as its cell, from sums over all pixels above and to the left.
+// Returns the mean over a box around each pixel, as large as the pixel's cell, by a summed-area table.
 function smooth({ columns, rows, owner }, boxes, values) {
   const stride = columns + 1, sums = new Float64Array(stride * (rows + 1));
   for (let row = 0, i = 0; row < rows; row++) {
@@ -448,16 +448,16 @@ function smooth({ columns, rows, owner }, boxes, values) {
   });
 }
 
-let glides = 0; // only the latest moves the map
+let glides = 0; // only the latest glide moves the map
 
 function glideTo(target) {
   const from = { ...view }, start = performance.now(), still = isStill(), mine = ++glides;
   let now = from;
   const frame = (time) => {
-    if (mine !== glides || view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // or the user has moved it
+    if (mine !== glides || view.x !== now.x || view.y !== now.y || view.zoom !== now.zoom) return; // a newer glide or the user has moved the map
     const t = still ? 1 : clamp((time - start) / 700, 0, 1);
     const zoom = t < 1 ? from.zoom * (target.zoom / from.zoom) ** (t * t * (3 - 2 * t)) : target.zoom;
-    // The centre moves in proportion to 1 / zoom, like the view's sides: a straight, steady path on the screen.
+    // The centre moves in proportion to 1 / zoom, like the view's sides, so its path on the screen is straight and steady.
     const way = t < 1 && target.zoom !== from.zoom ? (1 / from.zoom - 1 / zoom) / (1 / from.zoom - 1 / target.zoom) : t;
     Object.assign(view, { x: from.x + way * (target.x - from.x), y: from.y + way * (target.y - from.y), zoom });
     viewChanged();

@@ -1,11 +1,11 @@
-// This file runs the network and has the terms of the ELBO. It knows nothing of the page: a worker runs it too.
+// This file runs the network and computes the terms of the ELBO. It does not use the page, because a worker runs it too.
 
-// A network is a list of layers. Each has its own output array `y`, so that a move allocates no more than views.
-// Images are square, and their arrays are flat: channel by channel, row by row, and a batch image by image.
+// A network is a list of layers. Each layer has its own output array `y`, so repeated runs allocate little.
+// Images are square. The array of a batch is flat: image by image, channel by channel, row by row.
 
 const operations = {
   linear({ inputs, outputs, weight, bias }, x, y, n) {
-    // Tiles of four outputs by two images: each number that is read serves several products. A tile past the end repeats the last.
+    // We use tiles of four outputs by two images, so each number read serves several products. Indices past the end are clamped.
     for (let o = 0; o < outputs; o += 4) {
       const o1 = Math.min(o + 1, outputs - 1), o2 = Math.min(o + 2, outputs - 1), o3 = Math.min(o + 3, outputs - 1);
       const w0 = o * inputs, w1 = o1 * inputs, w2 = o2 * inputs, w3 = o3 * inputs;
@@ -44,7 +44,7 @@ const operations = {
   pixelUnshuffle: (layer, x, y) => shuffle(layer, x.length, (image, channels) => { y[channels] = x[image]; }),
 };
 
-// A convolution is a linear map of the size x size patch around each pixel. Beyond the edges a patch has zeros.
+// A convolution is a linear map of the size x size patch around each pixel. Beyond the image's edges, a patch has zeros.
 function convolve(layer, x, y, size) {
   const { inputs, outputs, weight, bias } = layer, area = x.length / inputs, side = Math.sqrt(area), half = (size - 1) / 2;
   const patches = (layer.patches ??= new Float64Array(area * inputs * size * size)), rows = (layer.rows ??= new Float64Array(y.length));
@@ -62,7 +62,7 @@ function convolve(layer, x, y, size) {
   for (let i = 0; i < y.length; i++) y[i] = rows[(i % area) * outputs + Math.floor(i / area)];
 }
 
-// Pairs each pixel of side x side images with its place among factor² as many channels of (side / factor)² pixels.
+// Pairs the index of each pixel in side x side images with its index in factor² times as many channels of (side / factor)² pixels.
 function shuffle({ factor, side }, length, move) {
   const small = side / factor;
   for (let image = 0; image < length; image++) {
@@ -72,8 +72,8 @@ function shuffle({ factor, side }, length, move) {
   }
 }
 
-// Runs the layers on n images, whose arrays follow each other in the Float64Array x: loops are faster if all arrays
-// are of one type.
+// Runs the layers on n images, whose arrays follow each other in the Float64Array x. Loops are faster if all arrays
+// have one type.
 function run(layers, x, n = 1) {
   for (const layer of layers) {
     const isConv = layer.op.startsWith("conv");
@@ -89,7 +89,7 @@ function run(layers, x, n = 1) {
 }
 
 // ---------------------------------------------------------------------------------------------- log-probabilities
-// In nats. The formulas are those of loss.py and prior.py.
+// All values are in nats. The formulas come from loss.py and prior.py.
 
 const LOG_2_PI = Math.log(2 * Math.PI);
 
@@ -110,12 +110,12 @@ function dot(a, b) {
 }
 
 // ------------------------------------------------------------------------------------------------ the prior
-// As in prior.py: a flow is a list of couplings between z and u ~ N(0, I). Without couplings, u is z. The arrays of n points
+// As in prior.py, a flow is a list of couplings between z and u ~ N(0, I). Without couplings, u is z. The arrays of n points
 // follow each other.
 
 function scaleAndShift({ mask, layers }, x, n) {
   const L = mask.length, st = run(layers, x.map((value, i) => value * mask[i % L]), n);
-  return (i) => { // of element i: s and t, which are 0 where the mask is 1
+  return (i) => { // returns s and t of element i, which are 0 where the mask is 1
     const d = i % L, row = 2 * (i - d);
     return mask[d] ? [0, 0] : [Math.tanh(st[row + d]), st[row + L + d]];
   };

@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 
 // ------------------------------------------------------------------------------------------------ the payload
-// The arrays lie in one gzipped stretch of bytes. `content` says which of them lies where.
+// The arrays form one gzipped block of bytes. `content` has the position of each.
 
 const content = JSON.parse($("content").textContent);
 
@@ -26,7 +26,7 @@ function unpackLayers(layers) {
   for (const layer of layers) {
     if (layer.layers) unpackLayers(layer.layers);
     if (layer.bias) layer.bias = array(layer.bias);
-    if (layer.weight) { // it comes as whole numbers, with a scale for each output
+    if (layer.weight) { // weights are stored as integers, with a scale for each output
       const scale = array(layer.scale), weight = new Float64Array(array(layer.weight)), n = weight.length / layer.outputs;
       layer.weight = weight.map((w, i) => w * scale[Math.floor(i / n)]);
     }
@@ -39,10 +39,10 @@ const encoder = content.encoder && unpackLayers(content.encoder);
 const couplings = content.couplings.map(({ mask, layers }) => ({ mask, layers: unpackLayers(layers) })); // [] without a flow
 const L = content.kl.length, N_PIXELS = 784;
 
-// The page lives in u ~ N(0, I), which the prior maps to z. Without a flow u is z.
+// The page works with u ~ N(0, I), which the prior maps to z. Without a flow, u is z.
 const toPixels = (logits) => logits.map((logit) => 1 / (1 + Math.exp(-logit)));
 const decode = (u) => toPixels(run(decoder, fromNormal(couplings, u))); // the pixels are in [0, 1]
-function encode(pixels) { // the second half of its output is the logit of the variance
+function encode(pixels) { // the second half of the encoder's output is the logit of the variance
   const head = new Float32Array(run(encoder, new Float64Array(pixels)));
   const logSigmoid = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
   return { mu: head.slice(0, L), logvar: head.slice(L).map(logSigmoid) };
@@ -55,8 +55,8 @@ const mus = array(content.mu), logvars = array(content.logvar); // of q(z|x)
 const points = array(content.points); // mu on the map, (N, 2)
 const [P, Q] = content.plane; // the map shows dimension P to the right and Q upwards
 
-// The card shows an image with its posterior, mean `u` and covariance `shape` on the map, and the ELBO's terms in nats. With a
-// flow `kl` and `shape` have no closed form; the worker finds them.
+// The card shows an image, its posterior with mean `u` and covariance `shape` on the map, and the ELBO's terms in nats. With a
+// flow, `kl` and `shape` have no closed form, so the worker computes them.
 function subject(title, pixels, mu, logvar) {
   const { u } = toNormal(couplings, mu), [xx, yy] = [P, Q].map((d) => Math.exp(logvar[d]));
   const closed = couplings.length ? {} : { kl: klDivergence(mu, logvar), shape: { x: u[P], y: u[Q], xx, xy: 0, yy } };

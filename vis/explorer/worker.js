@@ -1,21 +1,21 @@
-// This file is the worker: the terms of the ELBO by a rule over q(z|x); and behind *Posterior* log p(x) and p(u|x) of a
-// two-dimensional model, by quadrature over u ~ N(0, I). main.py puts it into page.html as text, and card.js starts a worker on
-// network.js and it.
+// This file is the worker. It computes the terms of the ELBO by an integration rule over q(z|x). For the mode Posterior, it
+// computes log p(x) and p(u|x) of a two-dimensional model by quadrature over u ~ N(0, I). main.py puts this file into page.html
+// as text, and card.js starts a worker from network.js and this file.
 
 // ------------------------------------------------------------------------------------------------ the ELBO's terms
 
-const MANY = 24, FEWEST = 8; // blocks of points eps of N(0, I) in more than two dimensions
-const SMALL_ERROR = 0.02; // nats: at this standard error we draw no more
+const MANY = 24, FEWEST = 8; // blocks of points eps ~ N(0, I), in more than two dimensions
+const SMALL_ERROR = 0.02; // nats: at this standard error we stop drawing
 
-// The trapezoidal rule on 9 x 9 points, 1 standard deviation apart. On the published weights it errs by 0.001 nats at most.
+// The trapezoidal rule on 9 x 9 points, 1 standard deviation apart. With the published weights, its error is at most 0.001 nats.
 function trapezoid() {
   const steps = [-4, -3, -2, -1, 0, 1, 2, 3, 4], eps = steps.flatMap((a) => steps.map((b) => [a, b]));
   const weights = eps.map(([a, b]) => Math.exp(-0.5 * (a * a + b * b))), sum = weights.reduce((a, b) => a + b);
   return { eps, weights: weights.map((weight) => weight / sum) };
 }
 
-// The spherical-radial rule of Genz and Monahan (1998): random orthogonal directions at a random radius and their opposites.
-// Its means are right on average, and always right for polynomials of degree 3.
+// The spherical-radial rule of Genz and Monahan (1998): points in random orthogonal directions, and their opposites, at a random
+// radius. Its means are unbiased, and exact for polynomials of degree 3.
 function sphericalRadial(L, normal) {
   const directions = [];
   while (directions.length < L) {
@@ -32,11 +32,11 @@ function sphericalRadial(L, normal) {
   return { eps, weights: eps.map((_, k) => (k === 0 ? 1 - L / square : 0.5 / square)) };
 }
 
-// The means of -log p(x|z) and of log q(z|x) - log p(z) over q(z|x), in nats, and of u and its products on the map.
+// Returns means over q(z|x): of -log p(x|z) and log q(z|x) - log p(z), in nats, and of u's map coordinates and their products.
 function average({ eps, weights }, { pixels, mu, logvar }) {
   const { decoder, couplings, plane } = model, L = mu.length, std = logvar.map((value) => Math.exp(0.5 * value));
   const means = { recon: 0, kl: -entropy(logvar), x: 0, y: 0, xx: 0, xy: 0, yy: 0 };
-  for (let first = 0; first < eps.length; first += 64) { // more at once would not stay in a processor's cache
+  for (let first = 0; first < eps.length; first += 64) { // more at once would not fit into the processor's cache
     const part = eps.slice(first, first + 64), n = part.length;
     const z = Float64Array.from(part.flatMap((e) => Array.from(e, (value, d) => mu[d] + std[d] * value)));
     const { u, logDet } = toNormal(couplings, z, n), logits = run(decoder, z, n);
@@ -51,7 +51,7 @@ function average({ eps, weights }, { pixels, mu, logvar }) {
   return means;
 }
 
-// Answers with the terms, the standard error of the less certain one, and mean and covariance of q(u|x) on the map.
+// Answers with the terms, the larger of their standard errors, and the mean and covariance of q(u|x) on the map.
 async function answerTerms({ id, pixels, mu, logvar }) {
   const found = [], isExact = rule.length === 1;
   for (const block of rule) {
@@ -70,23 +70,23 @@ async function answerTerms({ id, pixels, mu, logvar }) {
 }
 
 // ---------------------------------------------------------------------------------------------- the true posterior
-// The plane is divided into cells, and within each, p(x|u) p(u) takes its value in the middle (the midpoint rule). A cell
-// is split in three along one axis, so its middle is used again. Where two cells decode to p and p', no image can tell them
-// apart better than by D = KL(p||p') + KL(p'||p): for a posterior of standard deviation s and cells of width h, it is (h / s)². So
-// the divergence says how fine the cells must be, for whatever image. The cells and their decoded logits serve all
-// images, and what an image adds is one scalar product for each.
+// The plane is divided into cells. In each cell, we take p(x|u) p(u) to equal its value in the middle (the midpoint rule). A cell
+// is split into three along one axis, so its middle is reused. If two cells decode to p and p', D = KL(p||p') + KL(p'||p)
+// measures how well an image can tell them apart. For a posterior of standard deviation s and cells of width h, D is about
+// (h / s)². So D determines how fine the cells must be, for any image. The cells and their decoded logits serve all images;
+// each image adds one scalar product per cell.
 
 const COARSE = 21; // cells along each axis of the first grid
 const EDGE = 6; // the grid ends at this radius; the mass of N(0, I) beyond is 2e-8
 const BATCH = 32; // cells that are split at once
-const TOLERANCE = 0.1; // of the bound on the relative error of p(x); the error itself is about a tenth of it
-const MAX_CELLS = 20_000; // with their logits they take 70 MB; beyond that they are forgotten
+const TOLERANCE = 0.1; // for the bound on the relative error of p(x); the error itself is about a tenth of the bound
+const MAX_CELLS = 20_000; // with their logits they take 70 MB; beyond that number, all splits are undone
 const MAX_LEAVES = 8000;
 
 let model = null, rule = null, roots = null, nCells = 0;
 const current = { terms: 0, posterior: 0 }; // the number of the latest question of each kind
 
-// Decodes places [x, y, width, height], 64 together: more would not stay in a processor's cache.
+// Makes cells at places [x, y, width, height] and decodes them, 64 at once: more would not fit into the processor's cache.
 function makeCells(places) {
   if (!places.length) return [];
   if (places.length > 64) return [...makeCells(places.slice(0, 64)), ...makeCells(places.slice(64))];
@@ -99,9 +99,9 @@ function makeCells(places) {
   });
 }
 
-const logJoint = (cell, pixels) => cell.prior - cell.normaliser + dot(cell.logits, pixels); // log p(x, u) in a cell's middle
+const logJoint = (cell, pixels) => cell.prior - cell.normaliser + dot(cell.logits, pixels); // log p(x, u) at a cell's middle
 
-// The symmetrised KL divergence between what two cells decode to, in nats.
+// The symmetrised KL divergence between the pixel distributions of two cells, in nats.
 function divergence({ logits: a }, { logits: b }) {
   let sum = 0;
   for (let i = 0; i < a.length; i++) sum += (1 / (1 + Math.exp(-a[i])) - 1 / (1 + Math.exp(-b[i]))) * (a[i] - b[i]);
@@ -125,7 +125,7 @@ function makeRoots() {
   return inside.map((k) => grid[k]);
 }
 
-// Splits cells along the axis on which their neighbours differ most.
+// Splits each cell along the axis on which it differs most from its neighbours.
 function split(cells) {
   const axes = cells.map(({ d }) => (d[1] > d[0] ? 1 : 0));
   const sides = makeCells(cells.flatMap(({ x, y, width, height }, k) => [-1, 1].map((side) => (
@@ -140,8 +140,8 @@ function split(cells) {
   });
 }
 
-// log p(x) from leaves {cell, logJoint}, and of each leaf a bound on its error, relative to p(x). Within a cell the
-// density is at most exp(D / 2) times as high as in the middle: a rule of thumb, which missed no mode of 60 test images.
+// Computes log p(x) from leaves {cell, logJoint} and, for each leaf, a bound on its error relative to p(x). We assume that the
+// density in a cell is at most exp(D / 2) times its value in the middle, a rule of thumb that missed no mode of 60 test images.
 function integrate(leaves) {
   const logMass = leaves.map(({ cell, logJoint }) => logJoint + Math.log(cell.width * cell.height));
   const most = Math.max(...logMass), logP = most + Math.log(logMass.reduce((sum, value) => sum + Math.exp(value - most), 0));
@@ -157,7 +157,7 @@ async function isStale(kind, id) { // first lets newer questions arrive
   return id !== current[kind];
 }
 
-// Answers with the leaves as they are at first, every 150 milliseconds, and when the bound on the error is small.
+// Answers with the leaves at the start, every 150 milliseconds, and when the bound on the error is small.
 async function answerPosterior({ id, pixels }) {
   if (await isStale("posterior", id)) return;
   roots ??= makeRoots();

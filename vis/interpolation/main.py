@@ -1,4 +1,4 @@
-"""Straight lines in latent space from one test digit to another, one pair per row.
+"""Each row decodes a straight line in latent space between two test digits.
 
 python3 vis/interpolation/main.py --model_params pretrained/vae_mnist.pth
 """
@@ -22,7 +22,7 @@ def main() -> None:
     first, second = torch.randperm(len(test_set.mu), generator=rng(args.seed)).view(2, -1)
     differ = test_set.labels[first] != test_set.labels[second]
     first, second = first[differ][:N_PAIRS], second[differ][:N_PAIRS]
-    share = torch.linspace(0, 1, N_STEPS)[:, None]  # of the way
+    share = torch.linspace(0, 1, N_STEPS)[:, None]  # of the way from first to second
     u = torch.lerp(test_set.u[first, None], test_set.u[second, None], share)  # (N, N_STEPS, L)
 
     decoded = test_set.decode_normal(u).view(-1, N_STEPS, 1, 28, 28)

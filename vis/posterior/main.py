@@ -1,4 +1,4 @@
-"""The true posterior p(z|x) of test images with the encoder's Gaussian.
+"""The true posteriors p(z|x) of test images and the encoder's Gaussians.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
@@ -17,13 +17,13 @@ from utils import cli
 from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure, tile
 from vis.posterior.true_posterior import Posterior, measure, modes
 
-IMAGES = [126, 79, 0]  # three modes; an encoder far off; a good fit
+IMAGES = [126, 79, 0]  # three modes, a poor fit, a good fit
 N_SUMMARISED = 1000  # test images
 MIN_CELLS = 500  # of a posterior that is drawn
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
-LEGEND = {  # label -> look in each plane
+LEGEND = {  # label -> style in each plane
     "true posterior p(z|x): 1 to 3 standard deviations": {"color": BLUE, "linewidth": 8},
     "encoder's q(z|x): mean, 1 and 2 standard deviations": {"color": RED, **DOT},
     "highest mode of p(z|x)": {"color": YELLOW, "linestyle": "none", **DOT},
@@ -38,7 +38,7 @@ def rings(model: VAE, mu: Tensor, logvar: Tensor) -> list[Tensor]:
 
 
 def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Posterior) -> Tensor:
-    """The true posterior of a test image and the encoder's. Returns the highest point u (2,)."""
+    """Draws an image's p(u|x) and the encoder's q(u|x); returns the highest mode (2,) of p(u|x)."""
     depth = posterior.log_density.max() - posterior.log_density
     plane.tricontourf(*posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
     for ring in rings(test_set.model, test_set.mu[index], test_set.logvar[index]):
@@ -53,7 +53,7 @@ def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Poste
 
 
 def draw_images(test_set: EncodedTestSet, indices: list[int], folder: Path) -> None:
-    """posterior.png: for each image a plane, above the image and its reconstructions."""
+    """Draws posterior.png: for each image, a plane above the image and its reconstructions."""
     figure = plt.figure(figsize=(3 * len(indices), 4.9), layout="constrained")
     grid = figure.add_gridspec(2, len(indices), height_ratios=(3, 1))
     found, kl = measure(test_set, indices, MIN_CELLS)
@@ -86,8 +86,8 @@ def main() -> None:
         found, kl = measure(test_set, list(range(N_SUMMARISED)))
         several = sum(len(modes(posterior)) > 1 for posterior in found) / len(found)
         worst = kl.sort(descending=True).values[: len(kl) // 10].sum() / kl.sum()
-        print(f"q misses {kl.mean():.2f} nats on average, {kl.median():.2f} in the median;")
-        print(f"the worst tenth of {len(kl):,} images makes up {worst:.0%} of the total;")
+        print(f"KL(q||p) is {kl.mean():.2f} nats on average, {kl.median():.2f} in the median;")
+        print(f"the worst tenth of {len(kl):,} images accounts for {worst:.0%} of the total;")
         print(f"{several:.1%} of the posteriors have several modes")
     else:
         draw_images(test_set, args.image_index, args.save_dir)

@@ -1,7 +1,7 @@
-"""The true posterior p(z|x) in two latent dimensions, and how far q(z|x) is from it.
+"""The true posterior p(z|x) in two latent dimensions, and the divergence of q(z|x) from it.
 
-The posterior is a function of u ~ N(0, I), which the prior maps to z; without a flow u is z. Log
-densities are in nats; models and images are on the CPU.
+The posterior is a density of u ~ N(0, I), which the prior maps to z. Without a flow, u is z. Log
+densities are in nats. Models and images are on the CPU.
 """
 
 import math
@@ -22,15 +22,15 @@ FEW_CELLS = 100  # of a posterior that is only measured
 TOLERANCE = 0.03  # nats: cells are small enough if halving them moves log p(x) by less
 DEPTH = 10.0  # nats below the peak, where a posterior is cut off
 NARROWEST = 0.006  # no grid may overlook a peak of this standard deviation
-REGION_MASS, MODE_MASS = 0.9, 0.01  # shares of the posterior: region of all modes, smallest mode
+REGION_MASS, MODE_MASS = 0.9, 0.01  # shares of the mass: the region of all modes, the smallest mode
 N_NODES = 10  # of the Gauss-Hermite rule, along each axis of z
 CHUNK = 2048  # points that are decoded at once
 
 
 class Posterior(NamedTuple):
-    """p(u|x) of one image on small square cells, where it is not negligible."""
+    """p(u|x) of one image, on the small square cells where it is not negligible."""
 
-    cells: Tensor  # (P, 2) int64: numbers of the cells along each axis
+    cells: Tensor  # (P, 2) int64: indices of the cells along each axis
     u: Tensor  # (P, 2): their centres
     log_density: Tensor  # (P,) float64: log p(u|x) at the centres
     step: float  # side of a cell
@@ -38,12 +38,12 @@ class Posterior(NamedTuple):
 
 
 def centres(cells: Tensor, n: int) -> Tensor:
-    """The points u of cells (..., 2) of the grid with n * n cells."""
+    """The centres u of `cells` (..., 2) in the n * n grid."""
     return (cells + 0.5) * (2 * GRID_LIMIT / n) - GRID_LIMIT
 
 
 def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[int, Tensor]:
-    """log p(x, u) at cells of the grid with n * n cells: by image number, (P, 2) -> (P,).
+    """log p(x, u) at the centres of `cells` in the n * n grid, for each image: (P, 2) -> (P,).
 
     A cell that several images share is decoded once.
     """
@@ -72,7 +72,7 @@ def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterio
     log_p = dict.fromkeys(cells, -math.inf)
     while True:
         step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
-        # A cell with a deeper centre reaches DEPTH only if a peak is narrower than NARROWEST.
+        # Only a peak narrower than NARROWEST could bring a cell with a deeper centre within DEPTH.
         kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
         for i, own in cells.items():
             log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)

@@ -1,4 +1,4 @@
-"""Reconstructions from the posterior mean, of test images or of your own pictures.
+"""Reconstructions of test images or of your own pictures, decoded from the posterior mean.
 
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --n_images 30
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image my_seven.png
@@ -28,7 +28,7 @@ def enlarged(image: np.ndarray) -> torch.Tensor:
 
 
 def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
-    """A row for each picture: the picture, its image (N, 1, 28, 28) uint8, the reconstruction."""
+    """Each row has a picture, the model's input (N, 1, 28, 28) uint8 and its reconstruction."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):
@@ -55,7 +55,7 @@ def draw_pairs(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
 def main() -> None:
     parser = make_parser("Draws images beside their reconstructions.")
     parser.add_argument("--n_images", type=number(1, 1000), default=30, help="random test images")
-    parser.add_argument("--image", type=Path, nargs="+", help="your pictures of a digit instead")
+    parser.add_argument("--image", type=Path, nargs="+", help="your own pictures instead")
     args = parser.parse_args()
     own = [read_image(path) for path in args.image or ()]  # before the slower work
     test_set = EncodedTestSet(args)

@@ -1,9 +1,9 @@
-"""The latent space while it forms: trains a two-dimensional model and films it.
+"""Trains a two-dimensional model and films its latent space.
 
 python3 vis/training/main.py
 
-Left, the posterior means of the first 2,000 test images; right, the plane, decoded. If a flow
-maps u to z, both show u. The -ELBO is over the first 1,000 validation images.
+Left: the posterior means of the first 2,000 test images. Right: the decoded plane. With a flow,
+both panels show u. The -ELBO is an average over the first 1,000 validation images.
 """
 
 import io
@@ -27,14 +27,14 @@ from utils import cli
 from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
-N_TEST, N_VAL = 2000, 1000  # images shown, images validated, per frame
+N_TEST, N_VAL = 2000, 1000  # test and validation images per frame
 N_MOMENTS = 80  # the earliest coincide, so about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
 FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
 
 
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
-    """Trains on `images`; yields the steps so far and the average of the weights."""
+    """Trains on `images`; yields the number of steps so far and the average of the weights."""
     n_steps, step = args.n_epochs * math.ceil(len(images) / args.batch_size), 0
     powers = ((n_steps / AVERAGE_EVERY) ** (i / N_MOMENTS) for i in range(N_MOMENTS))
     watched = {n_steps, *(AVERAGE_EVERY * round(power) for power in powers)}
@@ -48,7 +48,7 @@ def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]
 
 @torch.no_grad()
 def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The posterior means u (N, 2) of images (N, 1, 28, 28), and the plane, decoded to pixels."""
+    """The posterior means u (N, 2) of images (N, 1, 28, 28), and the decoded plane."""
     u, _ = model.prior.to_normal(posteriors(model, images).mu)
     centres = (torch.arange(N_CELLS) + 0.5) * (2 * LIMIT / N_CELLS) - LIMIT
     z = model.prior.from_normal(plane_grid(centres).flatten(0, 1).to(model.device))
@@ -56,7 +56,7 @@ def see(model: VAE, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: list[str], symbol: str) -> Image.Image:
-    """A frame of the film: both panels with their titles, axes of fixed limits."""
+    """A frame of the film: both panels, with their titles and fixed axis limits."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.3, 4.6), sharey=True)
     figure.subplots_adjust(left=0.07, right=0.99, bottom=0.11, top=0.86, wspace=0.04)
     scatter_digits(left, u, labels, size=6, alpha=1)
@@ -73,13 +73,13 @@ def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: list[str], symbol: st
 
 
 def main() -> None:
-    parser = cli.parser("Trains a model and films its latent space. Flags: those of train.py, and:")
-    parser.add_argument("--n_epochs", type=number(1), default=9, help="of the training")
-    parser.add_argument("--save_dir", type=Path, default="figures", help="folder of the film")
+    parser = cli.parser("Trains a model and films its latent space. Takes train.py's flags too.")
+    parser.add_argument("--n_epochs", type=number(1), default=9, help="epochs of training")
+    parser.add_argument("--save_dir", type=Path, default="figures", help="folder for the film")
     own, others = parser.parse_known_args()
     args = parse_flags([f"--n_epochs={own.n_epochs}", *others])
     if args.latent_dim != 2 or args.resume:
-        raise NotApplicable("a film shows a new run with 2 latent dimensions; change the flags.")
+        raise NotApplicable("a film needs a new run with 2 latent dimensions; change the flags.")
     train = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
     val = binarize(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)[:N_VAL]
     test, labels = load_mnist(args.data_dir, "test", args.dataset)
@@ -93,10 +93,9 @@ def main() -> None:
         pictures.append(draw(*see(model, test), labels[:N_TEST], titles, symbol))
     palette = pictures[-1].quantize(N_COLOURS, Image.Quantize.MAXCOVERAGE)
     pictures = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in pictures]
-    durations, gif = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS], io.BytesIO()
+    durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_FRAME_MS]
     how = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0}
-    pictures[0].save(gif, "GIF", **how)
-    save_file(own.save_dir / "training.gif", gif.getvalue())
+    save_file(own.save_dir / "training.gif", lambda file: pictures[0].save(file, "GIF", **how))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The effect of each latent dimension: a test image, with one dimension moved in each row.
+"""The effect of each latent dimension: each row moves a test image along one dimension.
 
 python3 vis/traversal/main.py --model_params pretrained/vae_mnist.pth --image_index 9
 """
@@ -26,7 +26,7 @@ def main() -> None:
     u = test_set.u[args.image_index].repeat(len(dimensions), N_STEPS, 1)  # (rows, N_STEPS, L)
     for row, dimension in zip(u, dimensions, strict=True):
         row[:, dimension] += torch.linspace(-2, 2, N_STEPS)
-    original = torch.zeros(N_STEPS, 1, 28, 28)  # a row above, black but for its middle
+    original = torch.zeros(N_STEPS, 1, 28, 28)  # the top row, black except in the middle
     original[N_STEPS // 2] = test_set.images[args.image_index] / 255
 
     title = f"A test image, moved along one dimension in each row\n{test_set.name}"
