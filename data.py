@@ -5,7 +5,6 @@ The archives are read without extraction, so a read-only folder suffices.
 
 import gzip
 import os
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -52,7 +51,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
             content = bytearray(file.read())
         header = 16 if len(shape) > 1 else 8
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
-    except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+    except Exception as error:  # gzip and torch raise many kinds
         raise UserError(
             f"{path} is damaged ({error}); delete {path.parent} and rerun to download it again."
         ) from error
@@ -81,8 +80,7 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
     if mode == "none":
         return images
     rng = rng or Generator().manual_seed(0)
-    how = {"dtype": torch.uint8, "device": images.device, "generator": rng}
-    return (images > torch.randint(0, 255, images.shape, **how)).byte() * 255
+    return (images > torch.empty_like(images).random_(0, 255, generator=rng)).byte() * 255
 
 
 def deform(images: Tensor, strength: float, rng: Generator) -> Tensor:

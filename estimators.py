@@ -11,14 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from loss import (
-    bernoulli_nll,
-    gaussian_log_prob,
-    kl_per_dimension,
-    log_mean_exp,
-    squared_error,
-    standard_normal_log_prob,
-)
+import loss
 from model import VAE
 from utils.device import rng
 
@@ -36,14 +29,6 @@ class Gaussians(NamedTuple):
     logvar: Tensor  # (N, L)
 
 
-class ElboTerms(NamedTuple):
-    """The ELBO's terms of N images: recon + kl is -ELBO."""
-
-    recon: Tensor  # (N,): -log p(x|z) for one draw of z ~ q(z|x)
-    kl: Tensor  # (N,): KL(q(z|x) || p(z)); with a flow, its estimate from that draw
-    squared_error: Tensor  # (N,)
-
-
 @torch.no_grad()
 def posteriors(model: VAE, images: Tensor, batch_size: int = 1000) -> Gaussians:
     """The encoder's q(z|x) of each image."""
@@ -59,8 +44,11 @@ def posterior_noise(n: int, latent_dim: int) -> Tensor:
 @torch.no_grad()
 def elbo_terms(
     model: VAE, images: Tensor, q: Gaussians, eps: Tensor, batch_size: int = 1000
-) -> ElboTerms:
-    """The ELBO's terms with z = mu + std * eps for the given eps (N, L)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-log p(x|z), KL(q(z|x) || p(z)) and squared error (N,), with z = mu + std * eps, eps (N, L).
+
+    The first two add up to -ELBO. With a flow, the KL divergence is its estimate from this z.
+    """
     parts = []
     split = (part.split(batch_size) for part in (images, *q, eps))
     for chunk, mu, logvar, noise in zip(*split, strict=True):
@@ -68,8 +56,8 @@ def elbo_terms(
         z = model.reparameterize(mu, logvar, noise.to(model.device))  # (B, L)
         logits = model.decode(z)  # (B, 1, 28, 28)
         kl = model.prior.kl(mu, logvar, z[None])[0]
-        parts.append((bernoulli_nll(logits, x), kl, squared_error(logits, x)))
-    return ElboTerms(*(torch.cat(part).cpu().double() for part in zip(*parts, strict=True)))
+        parts.append((loss.bernoulli_nll(logits, x), kl, loss.squared_error(logits, x)))
+    return tuple(torch.cat(part).cpu().double() for part in zip(*parts, strict=True))
 
 
 @torch.no_grad()
@@ -89,10 +77,10 @@ def importance_weighted_nll(
         size = (n_samples, mu.shape[-1])
         eps = torch.stack([torch.randn(size, generator=rng(NOISE_SEED, int(i))) for i in index])
         z = model.reparameterize(mu, logvar, eps.to(model.device))  # (B, K, L)
-        log_w = model.prior.log_prob(z) - gaussian_log_prob(z, mu, logvar)  # (B, K)
+        log_w = model.prior.log_prob(z) - loss.gaussian_log_prob(z, mu, logvar)  # (B, K)
         for draws in torch.arange(n_samples).split(batch_size):
-            log_w[:, draws] -= bernoulli_nll(model.decode(z[:, draws]), x)
-        nll[index] = -log_mean_exp(log_w.cpu().double())
+            log_w[:, draws] -= loss.bernoulli_nll(model.decode(z[:, draws]), x)
+        nll[index] = -loss.log_mean_exp(log_w.cpu().double())
     return nll
 
 
@@ -107,12 +95,9 @@ def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
-    """log p(x|u) + log p(u) of each image at each point u ~ N(0, I), which the prior maps to z.
-
-    x (N, 784), u (P, L) -> (N, P).
-    """
+    """log p(x, u) of each image x (N, 784) at each u (P, L), which the prior maps to z: (N, P)."""
     table = log_likelihood_table(model, x, model.prior.from_normal(u))
-    return table + standard_normal_log_prob(u)
+    return table + loss.standard_normal_log_prob(u)
 
 
 def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT) -> Tensor:
@@ -158,4 +143,4 @@ def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     if prior == "flow":
         std = (mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)).sqrt()
         mu, logvar = (mu - mu.mean(dim=0)) / std, logvar - 2 * std.log()
-    return kl_per_dimension(mu, logvar).mean(dim=0)
+    return loss.kl_per_dimension(mu, logvar).mean(dim=0)

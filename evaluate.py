@@ -9,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import estimators
@@ -70,22 +69,20 @@ def evaluate(args: Namespace) -> dict:
     }
 
 
-def knn_accuracy(
-    mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor, n_draws: int = N_KNN_DRAWS
-) -> float:
+def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor) -> float:
     """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws.
 
     Classifies `mu` (N, L) with true `labels` (N,); draws from `labelled_mu` (M, L) with `labelled`
     (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
     """
     accuracies = []
-    for draw in range(n_draws):
+    for draw in range(N_KNN_DRAWS):
         order = torch.randperm(len(labelled_mu), generator=rng(estimators.NOISE_SEED, draw))
         chosen = order[:N_LABELLED]
         distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
         nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
-        votes = F.one_hot(labelled[chosen][nearest], num_classes=10).sum(dim=1)  # (N, 10)
-        accuracies.append((votes.argmax(dim=1) == labels).double().mean())
+        votes = labelled[chosen][nearest].mode(dim=1).values  # (N,)
+        accuracies.append((votes == labels).double().mean())
     return torch.stack(accuracies).mean().item()
 
 

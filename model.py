@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from layers import LinearPlusMLP, conv_blocks, linear_blocks
+from layers import blocks, linear_plus_mlp
 from loss import N_PIXELS
 from prior import N_PAIRS, Prior
 from utils.device import autocast
@@ -17,6 +17,7 @@ from utils.device import autocast
 ARCHS, PRIORS = ("mlp", "conv"), ("normal", "flow")
 WIDTHS = {"mlp": 512, "conv": 32}  # hidden units, channels
 IMAGE_SHAPE = (1, 28, 28)
+CONV = {"kernel_size": 3, "padding": 1}  # keeps height and width
 
 
 @dataclass
@@ -40,15 +41,15 @@ class Encoder(nn.Sequential):
         width, n_blocks, n_out = config.width, config.n_blocks - 1, 2 * config.latent_dim
         if config.arch == "mlp":
             layers = [nn.Flatten(), nn.Linear(N_PIXELS, width)]  # (B, width)
-            layers += linear_blocks(width, n_blocks)
+            layers += blocks(n_blocks, nn.Linear, width)
             layers += [nn.SiLU(), nn.Linear(width, n_out)]
         else:
             half = (width + 1) // 2
-            layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, 3, padding=1)]  # (B, half, 14, 14)
-            layers += conv_blocks(half, n_blocks - 1)
+            layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, **CONV)]  # (B, half, 14, 14)
+            layers += blocks(n_blocks - 1, nn.Conv2d, half, **CONV)
             layers += [nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * half, width, 1)]
-            layers += conv_blocks(width, 1)  # (B, width, 7, 7)
-            layers += [nn.SiLU(), nn.Flatten(), LinearPlusMLP(49 * width, 8 * width, n_out)]
+            layers += blocks(1, nn.Conv2d, width, **CONV)  # (B, width, 7, 7)
+            layers += [nn.SiLU(), nn.Flatten(), linear_plus_mlp(49 * width, 8 * width, n_out)]
         super().__init__(*layers)
 
 
@@ -58,15 +59,15 @@ class Decoder(nn.Sequential):
     def __init__(self, config: VAEConfig):
         width, n_blocks, n_in = config.width, config.n_blocks, config.latent_dim
         if config.arch == "mlp":
-            layers = [nn.Linear(n_in, width), *linear_blocks(width, n_blocks)]  # (B, width)
+            layers = [nn.Linear(n_in, width), *blocks(n_blocks, nn.Linear, width)]  # (B, width)
             layers += [nn.SiLU(), nn.Linear(width, N_PIXELS, bias=False)]
         else:
             half = (width + 1) // 2
-            layers = [LinearPlusMLP(n_in, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]
-            layers += conv_blocks(width, 1)  # (B, width, 7, 7)
+            layers = [linear_plus_mlp(n_in, 8 * width, 49 * width), nn.Unflatten(1, (width, 7, 7))]
+            layers += blocks(1, nn.Conv2d, width, **CONV)  # (B, width, 7, 7)
             layers += [nn.SiLU(), nn.Conv2d(width, 4 * half, 1), nn.PixelShuffle(2)]
-            layers += conv_blocks(half, n_blocks - 1)  # (B, half, 14, 14)
-            layers += [nn.SiLU(), nn.Conv2d(half, 4, 3, padding=1, bias=False), nn.PixelShuffle(2)]
+            layers += blocks(n_blocks - 1, nn.Conv2d, half, **CONV)  # (B, half, 14, 14)
+            layers += [nn.SiLU(), nn.Conv2d(half, 4, **CONV, bias=False), nn.PixelShuffle(2)]
         super().__init__(*layers)
 
 
@@ -91,13 +92,8 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights and of all inputs."""
+        """Device of the weights and of all results."""
         return self.output_bias.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights and of all results."""
-        return self.output_bias.dtype
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
@@ -106,8 +102,8 @@ class VAE(nn.Module):
         outlier image could make a long run diverge.
         """
         with autocast(self.precision, self.device):
-            h = self.encoder(x.to(self.dtype))  # (B, 2L)
-        mu, variance_logit = h.to(self.dtype).chunk(2, dim=1)
+            h = self.encoder(x.to(self.output_bias.dtype))  # (B, 2L)
+        mu, variance_logit = h.to(self.output_bias.dtype).chunk(2, dim=1)
         return mu, F.logsigmoid(variance_logit)
 
     def reparameterize(self, mu: Tensor, logvar: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -121,12 +117,12 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """p(x|z): z (..., L) -> logits (..., 1, 28, 28), whose sigmoids are pixel means."""
         with autocast(self.precision, self.device):
-            h = self.decoder(z.reshape(-1, z.shape[-1]).to(self.dtype))
-        return h.to(self.dtype).view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
+            h = self.decoder(z.reshape(-1, z.shape[-1]).to(self.output_bias.dtype))
+        return h.to(self.output_bias.dtype).view(*z.shape[:-1], *IMAGE_SHAPE) + self.output_bias
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         """n draws z ~ p(z), decoded to pixel means: (n, 1, 28, 28) in [0, 1]."""
-        how = {"generator": generator, "device": self.device, "dtype": self.dtype}
+        how = {"generator": generator, "device": self.device, "dtype": self.output_bias.dtype}
         u = torch.randn(n, self.config.latent_dim, **how)  # (n, L)
         return torch.sigmoid(self.decode(self.prior.from_normal(u)))

@@ -31,7 +31,9 @@ from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # AdamW's betas; steps of learning-rate warm-up
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-AVERAGE_EVERY, AVERAGE_POWER = 8, 6  # in steps; this power averages about the last seventh of a run
+# The averaged weights: every 8th step t counts t ** 6 times, so about the last seventh of the steps
+# dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
+AVERAGE_EVERY, AVERAGE_POWER = 8, 6
 FADED = 0.75  # share of the epochs after which no image is deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
 SAVE_SECONDS = 10  # between two writes of last.pth
@@ -96,26 +98,11 @@ def learning_rate(step: int, n_steps: int, peak: float) -> float:
     return peak * warmup * (1 - step / n_steps) ** 2
 
 
-@torch.no_grad()
-def update_average(average: VAE, model: VAE, step: int, every: int) -> None:
-    """Updates `average` to the weighted mean of the parameters at steps every, 2 every, ..., step.
-
-    Step t has a weight proportional to t ** AVERAGE_POWER (Karras et al. 2024,
-    https://arxiv.org/abs/2312.02696, eq. 8).
-    """
-    past = (1 - every / step) ** (AVERAGE_POWER + 1)
-    for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
-        mean.lerp_(parameter, 1 - past)
-
-
 def train_one_epoch(
     model: VAE, average: VAE, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int
 ) -> Iterator[Tensor]:
-    """One pass over `images` (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B).
-
-    All randomness depends on the seed and the epoch alone, so a resumed run repeats an epoch bit
-    for bit.
-    """
+    """One pass over images (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B)."""
+    # All randomness depends on seed and epoch, so a resumed run repeats an epoch bit for bit.
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
     every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1
@@ -141,7 +128,9 @@ def train_one_epoch(
             group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
         optimizer.step()
         if (step + 1) % every == 0:
-            update_average(average, model, step + 1, every)
+            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)
+            for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(parameter.detach(), 1 - past)
         yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
 
 
@@ -167,12 +156,11 @@ def build(args: Namespace, images: Tensor) -> Run:
     how = {"betas": BETAS, "weight_decay": args.weight_decay, "fused": True}
     optimizer, metrics = AdamW(model.parameters(), **how), []
     if args.resume:
-        try:
-            model.load_state_dict(checkpoint["training"])
-            optimizer.load_state_dict(checkpoint["optimizer"])
-            metrics = checkpoint["metrics"]
-        except (LookupError, ValueError, RuntimeError) as error:
-            raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.") from error
+        if "training" not in checkpoint:
+            raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.")
+        model.load_state_dict(checkpoint["training"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        metrics = checkpoint["metrics"]
     return Run(model, average, optimizer, metrics)
 
 
@@ -186,9 +174,9 @@ def columns(split: str, terms: Tensor) -> dict[str, float]:
 def validate(average: VAE, images: Tensor, args: Namespace) -> dict[str, float]:
     """Columns of metrics.csv for held-out images (N, 1, 28, 28) uint8."""
     q = posteriors(average, images)
-    terms = elbo_terms(average, images, q, posterior_noise(*q.mu.shape))
-    recon = terms.recon if args.recon_loss == "bce" else terms.squared_error
-    return columns("val", torch.stack((recon, terms.kl, terms.recon)))
+    nll, kl, error = elbo_terms(average, images, q, posterior_noise(*q.mu.shape))
+    recon = nll if args.recon_loss == "bce" else error
+    return columns("val", torch.stack((recon, kl, nll)))
 
 
 def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> None:
@@ -208,11 +196,8 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The row of the epoch that best.pth holds, which has the lowest validation loss.
-
-    With K > 1 draws, training does not minimise -ELBO, so the latest epoch counts as best.
-    """
-    if args.n_importance_samples > 1:
+    """The row of the epoch that best.pth holds, which has the lowest validation loss."""
+    if args.n_importance_samples > 1:  # training does not minimise -ELBO: the latest epoch counts
         return metrics[-1]
     return min(metrics, key=lambda r: args.recon_weight * r["val_recon_loss"] + r["val_kld_loss"])
 

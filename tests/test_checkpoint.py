@@ -60,7 +60,7 @@ def test_a_file_of_another_kind_is_named(small, tmp_path):
     content, path = torch.load(small, weights_only=True), tmp_path / "other.pth"
     config = content["config"]
     for other, says in (
-        (random_model().state_dict(), "a bare state_dict, without the config of its model"),
+        (random_model().state_dict(), "a state_dict without a config"),
         (random_model(), "a pickle of a whole model or of other Python objects"),
         (content | {"config": config | {"width": 2}}, "not from this version of train.py"),
         (content | {"config": config | {"size": 1}}, "not from this version of train.py"),
@@ -71,7 +71,7 @@ def test_a_file_of_another_kind_is_named(small, tmp_path):
         path.write_bytes(other)
         assert "damaged, or not a PyTorch file" in reason(path)
     for missing in (tmp_path, tmp_path / "missing.pth"):
-        assert "is not a file; give the path of a .pth file" in reason(missing)
+        assert "is not a file; give a .pth file" in reason(missing)
 
 
 def test_a_damaged_checkpoint_is_refused_or_unchanged(small, tmp_path):

@@ -85,7 +85,8 @@ def test_two_of_four_epochs_are_those_by_hand(digits, text, clips):
     args, images = flags(f"--n_epochs 4 {text}"), digits[:300]
     model = random_model().double()
     how = {"betas": train.BETAS, "weight_decay": args.weight_decay, "fused": True}
-    run = Run(model, deepcopy(model).eval(), torch.optim.AdamW(model.parameters(), **how), [])
+    average = deepcopy(model).requires_grad_(False)
+    run = Run(model, average, torch.optim.AdamW(model.parameters(), **how), [])
     weights, norm, terms = two_epochs_by_hand(deepcopy(model), images, args)
     for _ in range(2):
         run_epoch(run, images, digits[300:], args)

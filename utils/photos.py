@@ -1,12 +1,12 @@
 """Turns a photograph of a digit into an MNIST image: finds paper, ink and the digit's pieces."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps  # comes with torchvision and matplotlib
-from PIL.ImageFilter import MaxFilter, MinFilter
+from PIL.ImageFilter import BoxBlur, MaxFilter, MinFilter
 from torch import Tensor
 
 from utils.cli import UserError
@@ -14,19 +14,16 @@ from utils.cli import UserError
 SIDE = 320  # pixels: larger pictures are reduced to this, which also averages out sensor noise
 
 
-def filtered(mask: np.ndarray, *filters: MaxFilter | MinFilter) -> np.ndarray:
-    """A filtered mask (H, W): MaxFilter grows it, MinFilter shrinks it."""
-    picture = Image.fromarray(mask.astype(np.uint8))
-    for each in filters:
-        picture = picture.filter(each)
-    return np.asarray(picture) > 0
+def grown(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask (H, W) and all within a square of `size` pixels around each of its pixels."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(MaxFilter(size))) > 0
 
 
 def find_ink(grey: np.ndarray) -> np.ndarray:
     """The contrast of each pixel with the paper around it: (H, W), 0 for paper and its noise."""
     small = Image.fromarray(grey)
     small.thumbnail((64, 64), Image.Resampling.BOX)
-    around = sliding_window_view(np.pad(small, 8, mode="reflect"), (17, 17)).mean(axis=(2, 3))
+    around = np.asarray(small.convert("L").filter(BoxBlur(8)))
     if ((small - around) ** 3).sum() > 0:  # light on dark: fewer pixels are ink than paper
         grey, small = 255 - grey, Image.fromarray(255 - np.asarray(small))
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
@@ -45,26 +42,23 @@ def threshold(ink: np.ndarray) -> float:
     return level
 
 
-def pieces(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected pieces of a mask (H, W), each as its rows and columns (2, n)."""
-    width = mask.shape[1] + 1  # an empty column separates each row's end from the next row
-    left = set(np.flatnonzero(np.pad(mask, ((0, 0), (0, 1)))).tolist())
-    steps = [row * width + column for row in (-1, 0, 1) for column in (-1, 0, 1)]
-    found = []
+def pieces(cells: np.ndarray | Tensor) -> list[list[tuple[int, int]]]:
+    """The connected pieces of cells (P, 2) of a grid, each as its rows and columns."""
+    left, found = set(map(tuple, cells.tolist())), []
     while left:
         piece = [left.pop()]
-        for pixel in piece:  # the list grows in the loop
-            new = left.intersection([pixel + step for step in steps])
+        for row, column in piece:  # the list grows in the loop
+            new = left.intersection(product(range(row - 1, row + 2), range(column - 1, column + 2)))
             left -= new
             piece += new
-        found.append(np.stack(np.divmod(piece, width)))
+        found.append(piece)
     return found
 
 
 def without_lines(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) without ruled lines (long, thin, almost horizontal or vertical)."""
     size = max(mask.shape) // 160 * 2 + 3
-    thin = mask & ~filtered(mask, MinFilter(size), MaxFilter(size))
+    thin = mask & ~grown(~grown(~mask, size), size)  # what no square fits into
     lines = np.zeros_like(mask)
     for _ in range(2):  # horizontal lines, then vertical ones
         (rows, columns), width = np.nonzero(thin), thin.shape[1]
@@ -82,11 +76,11 @@ def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
     They are the largest clear piece (the largest of all if none is clear) and similar ones nearby.
     """
-    chosen, found = np.zeros_like(mask), pieces(mask)
+    chosen, found = np.zeros_like(mask), pieces(np.argwhere(mask))
     if not found:
         return chosen, False
-    low, high = (np.array([f(piece, axis=1) for piece in found]) for f in (np.min, np.max))
-    area = np.array([piece.shape[1] for piece in found])
+    low, high = (np.array([f(piece, axis=0) for piece in found]) for f in (np.min, np.max))
+    area = np.array([len(piece) for piece in found])
     extent = (high - low).max(axis=1) + 1
     clear = (low > 0).all(axis=1) & (high < np.array(mask.shape) - 1).all(axis=1)
     large = extent >= max(mask.shape) / 15
@@ -97,7 +91,7 @@ def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     near = ((low <= high[main] + reach) & (high >= low[main] - reach)).all(axis=1)
     alike = (area >= area[main] / 20) & (area / extent >= area[main] / extent[main] / 4)
     for i in np.flatnonzero(near & alike & (clear >= clear[main])):
-        chosen[tuple(found[i])] = True
+        chosen[tuple(np.transpose(found[i]))] = True
     return chosen, bool(clear[main])
 
 
@@ -109,7 +103,7 @@ def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
         digit, clear = choose(mask)
     sides = (digit[0], digit[-1], digit[:, 0], digit[:, -1])
     if not clear and max(side.mean() for side in sides) > 0.8:  # a table or a frame
-        rest = ink * ~filtered(digit, MaxFilter(max(ink.shape) // 25 * 2 + 1))
+        rest = ink * ~grown(digit, max(ink.shape) // 25 * 2 + 1)
         if rest.any() and (below := find_digit(rest))[1]:
             return below
     return digit, clear
@@ -126,15 +120,13 @@ def read_grey(path: str | Path) -> np.ndarray:
             values -= values.min()
             picture = Image.fromarray(values * (255 / max(values.max(), 1e-9)))
         else:
-            if picture.has_transparency_data:  # transparent; its strokes may be black or white
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
-            picture = picture.convert("L")
+            picture = picture.convert("RGBA")  # transparent strokes may be black or white
+            grey = Image.new("RGBA", picture.size, "grey")
+            picture = Image.alpha_composite(grey, picture).convert("L")
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
         return np.asarray(picture, dtype=np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = f"{path} is not a readable picture ({error}); give a PNG or JPEG."
-        raise UserError(reason) from error
+        raise UserError(f"{path} is not a readable picture ({error}); use PNG or JPEG.") from error
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -144,12 +136,9 @@ def read_image(path: str | Path) -> Tensor:
     Raises UserError.
     """
     ink = find_ink(read_grey(path))
-    if ink.max() < 0.05:
-        raise UserError(f"{path} shows nothing but its background; give a picture of a digit.")
-    digit, _ = find_digit(ink)
-    if not digit.any():
-        raise UserError(f"{path} shows nothing but specks; give a picture of a digit.")
-    soft = filtered(digit, MaxFilter(max(ink.shape) // 100 * 2 + 3))  # with the strokes' edges
+    if ink.max() < 0.05 or not (digit := find_digit(ink)[0]).any():
+        raise UserError(f"{path} shows only its background or specks; give a picture of a digit.")
+    soft = grown(digit, max(ink.shape) // 100 * 2 + 3)  # with the strokes' edges
     soft &= digit | (ink <= threshold(ink))
     ink = (ink / np.percentile(ink[digit], 90)).clip(0, 1) * soft
     extent = max(np.ptp(np.nonzero(ink > 0.2), axis=1)) + 1

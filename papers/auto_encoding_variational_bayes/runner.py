@@ -57,8 +57,8 @@ def make_parser(description: str) -> ArgumentParser:
 def bound(model: VAE, images: Tensor, is_last: bool = False) -> dict[str, float]:
     """The ELBO of images (N, 1, 28, 28) uint8 with one posterior draw each, in nats per image."""
     q = posteriors(model, images)
-    terms = elbo_terms(model, images, q, posterior_noise(*q.mu.shape))
-    return {"bound": -(terms.recon + terms.kl).mean().item()}
+    recon, kl, _ = elbo_terms(model, images, q, posterior_noise(*q.mu.shape))
+    return {"bound": -(recon + kl).mean().item()}
 
 
 def load_splits(network: Network, data_dir: Path) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from layers import LinearPlusMLP, Residual
+from layers import Residual
 from model import IMAGE_SHAPE
 from utils import cli
 from utils.cli import UserError
@@ -67,9 +67,9 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
                 layer = {"op": "linear"} | payload.put_weights(module, dtype)
             case nn.Conv2d(kernel_size=(1 | 3 as size, _)):
                 layer = {"op": f"conv{size}x{size}"} | payload.put_weights(module, dtype)
-            case Residual():
+            case Residual(linear=nn.Identity()):
                 layer = {"op": "residual", "layers": list_layers(module.f, payload, dtype)}
-            case LinearPlusMLP():
+            case Residual():  # a linear map plus an MLP
                 branches = list_layers([module.linear, *module.f], payload, dtype)
                 n_outputs = module.linear.out_features
                 layer = {"op": "linearPlusMLP", "outputs": n_outputs, "layers": branches}

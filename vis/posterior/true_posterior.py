@@ -5,7 +5,6 @@ densities are in nats. Models and images are on the CPU.
 """
 
 import math
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from estimators import GRID_LIMIT, Gaussians, elbo_terms, log_joint
 from model import VAE
+from utils.photos import pieces
 from vis.common import EncodedTestSet
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
@@ -99,18 +99,8 @@ def modes(posterior: Posterior) -> list[float]:
     order = mass.argsort(descending=True)
     region = order[: (mass[order].cumsum(dim=0) < REGION_MASS * mass.sum()).sum() + 1]
     cells = map(tuple, posterior.cells[region].tolist())
-    left = dict(zip(cells, mass[region].tolist(), strict=True))
-    masses = []
-    while left:
-        first, total = left.popitem()
-        front = [first]
-        while front:
-            row, column = front.pop()
-            around = product((row - 1, row, row + 1), (column - 1, column, column + 1))
-            reached = [cell for cell in around if cell in left]
-            front += reached
-            total += sum(map(left.pop, reached))
-        masses.append(total)
+    mass_of = dict(zip(cells, mass[region].tolist(), strict=True))
+    masses = [sum(map(mass_of.get, piece)) for piece in pieces(posterior.cells[region])]
     return [total for total in masses if total >= MODE_MASS]
 
 
@@ -120,8 +110,8 @@ def exact_elbo(model: VAE, images: Tensor, q: Gaussians) -> Tensor:
     weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # sum to 1
     neg_elbo = torch.zeros(len(images), dtype=torch.float64)
     for eps, weight in zip(torch.cartesian_prod(nodes, nodes).float(), weights, strict=True):
-        terms = elbo_terms(model, images, q, eps.expand(len(images), 2))
-        neg_elbo += weight * (terms.recon + terms.kl)
+        recon, kl, _ = elbo_terms(model, images, q, eps.expand(len(images), 2))
+        neg_elbo += weight * (recon + kl)
     return -neg_elbo
 
 
