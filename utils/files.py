@@ -36,11 +36,12 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        cause = error.__context__ or error  # torch.save raises a RuntimeError after the OSError
-        if not isinstance(cause, OSError):
-            raise
-        raise cannot_write(path, cause) from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except RuntimeError as error:  # torch.save raises it after the disk's OSError
+        if isinstance(error.__context__, OSError):
+            raise cannot_write(path, error.__context__) from error
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()  # left by an error or Ctrl-C
