@@ -20,7 +20,7 @@ COMMANDS = {  # of a round: name -> command, key of its quality
 
 
 def measure(seed: int, n_train: int) -> dict[str, float]:
-    """The seconds and qualities of one round. Raises UserError."""
+    """The times and losses of one round. Raises UserError."""
     same = f"--seed {seed} --n_train {n_train}"
     last, cost = run(f"benchmarks/conventional.py {same}")
     theirs = json.loads(last)
