@@ -47,7 +47,7 @@ def elbo_terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-log p(x|z), KL(q(z|x) || p(z)) and squared error (N,), with z = mu + std * eps, eps (N, L).
 
-    The first two add up to -ELBO. With a flow, the KL divergence is its estimate from this z.
+    The first two add up to -ELBO. With a flow, the KL divergence is estimated from this z.
     """
     parts = []
     split = (part.split(batch_size) for part in (images, *q, eps))

@@ -72,7 +72,7 @@ def evaluate(args: Namespace) -> dict:
 def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor) -> float:
     """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws.
 
-    Classifies `mu` (N, L) with true `labels` (N,); draws from `labelled_mu` (M, L) with `labelled`
+    Predicts the `labels` (N,) of `mu` (N, L) from draws of `labelled_mu` (M, L) and `labelled`
     (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
     """
     accuracies = []

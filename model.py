@@ -98,8 +98,8 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q(z|x) = N(mu, diag exp(logvar)): x (B, 1, 28, 28) in [0, 1] -> mu, logvar (B, L).
 
-        The variance is a sigmoid, so it is at most 1, as in N(0, I). If logvar were unbounded, one
-        outlier image could make a long run diverge.
+        The variance is a sigmoid, so it is at most 1, the variance of N(0, I). If logvar were
+        unbounded, one outlier image could make a long run diverge.
         """
         with autocast(self.precision, self.device):
             h = self.encoder(x.to(self.output_bias.dtype))  # (B, 2L)

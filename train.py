@@ -31,8 +31,8 @@ from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # AdamW's betas; steps of learning-rate warm-up
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-# The averaged weights: every 8th step t counts t ** 6 times, so about the last seventh of the steps
-# dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
+# The averaged weights: every 8th step t contributes in proportion to t ** 6, so about the last
+# seventh of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
 AVERAGE_EVERY, AVERAGE_POWER = 8, 6
 FADED = 0.75  # share of the epochs after which no image is deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
@@ -46,7 +46,7 @@ def make_parser() -> ArgumentParser:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("--n_epochs", type=number(1), default=16, help="total epochs, with those before --resume")
+    add("--n_epochs", type=number(1), default=16, help="total epochs, before and after --resume")
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="weight decay of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="reconstruction loss per pixel")
@@ -205,7 +205,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
-    last.pth is written last: a run resumed from it repeats later epochs and rewrites their files.
+    last.pth is written last, so a resumed run repeats later epochs and rewrites their files.
     """
     model, average, optimizer, metrics = run
     folder = args.save_dir

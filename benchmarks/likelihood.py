@@ -3,7 +3,7 @@
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
     OMP_NUM_THREADS=1 taskset -c 0 python3 benchmarks/likelihood.py --n_epochs 23 --save_dir runs/1
 
-With --n_epochs, one core per seed can run as many epochs as all cores run in a budget.
+--n_epochs lets each seed train on one core for as many epochs as all cores complete in a budget.
 """
 
 import sys
@@ -20,7 +20,7 @@ NLL = "--n_images 1000 --n_importance_samples 500"  # of each split
 
 
 def epochs_in(minutes: float, command: str, folder: Path) -> int:
-    """The number of epochs that fit, from trial runs of one and of two. Raises UserError."""
+    """The number of epochs that fit, from trial runs of one and two epochs. Raises UserError."""
     one, two = (train(f"{command} --n_epochs {n}", folder / f"trial_{n}") for n in (1, 2))
     epoch = two["run_seconds"] - one["run_seconds"]
     return max(1, 1 + int((60 * minutes - one["run_seconds"]) / epoch))

@@ -42,7 +42,7 @@ def median_and_range(values: list[float], form: str = ".2f") -> str:
 
 
 def table(rounds: list[dict[str, float]]) -> str:
-    """Markdown table of medians and ranges, and how many rounds reached the quality."""
+    """A Markdown table of medians, ranges and the number of rounds that reached the quality."""
     reached = {
         "ours": sum(r["ours_neg_elbo"] <= r["target_neg_elbo"] for r in rounds),
         "seed_objective": sum(r["seed_objective"] <= SEED_PROJECT for r in rounds),

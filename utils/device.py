@@ -35,7 +35,7 @@ def _works(kind: str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 if the device multiplies it natively, else fp32."""
+    """ "fp32" or "bf16"; "auto" is bf16 if the device supports it natively, else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -15,7 +15,7 @@ SIDE = 320  # pixels: larger pictures are reduced to this, which also averages o
 
 
 def grown(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask (H, W) and all within a square of `size` pixels around each of its pixels."""
+    """A mask (H, W), dilated by a square with sides of `size` pixels."""
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(MaxFilter(size))) > 0
 
 
@@ -43,7 +43,7 @@ def threshold(ink: np.ndarray) -> float:
 
 
 def pieces(cells: np.ndarray | Tensor) -> list[list[tuple[int, int]]]:
-    """The connected pieces of cells (P, 2) of a grid, each as its rows and columns."""
+    """The connected pieces of cells (P, 2) of a grid, each a list of (row, column) pairs."""
     left, found = set(map(tuple, cells.tolist())), []
     while left:
         piece = [left.pop()]
@@ -58,7 +58,7 @@ def pieces(cells: np.ndarray | Tensor) -> list[list[tuple[int, int]]]:
 def without_lines(mask: np.ndarray) -> np.ndarray:
     """A mask (H, W) without ruled lines (long, thin, almost horizontal or vertical)."""
     size = max(mask.shape) // 160 * 2 + 3
-    thin = mask & ~grown(~grown(~mask, size), size)  # what no square fits into
+    thin = mask & ~grown(~grown(~mask, size), size)  # parts too narrow for a square of this size
     lines = np.zeros_like(mask)
     for _ in range(2):  # horizontal lines, then vertical ones
         (rows, columns), width = np.nonzero(thin), thin.shape[1]

@@ -28,7 +28,7 @@ N_HIDDEN = {2: 500, 3: 100}  # units of encoder and decoder, by the paper's figu
 INIT_STDS = {"paper": 0.01, "variance": 0.1}  # N(0, 0.01) read as std and as variance
 # Adagrad's step size by figure and algorithm. We chose among the paper's 0.01, 0.02 and 0.1 by the
 # training bound after 50,000 samples; for MCEM, by log p(x, z) after five iterations. With
-# 20 dimensions, --recipe variance and --binarize fixed do better with --step_size 0.01.
+# 20 dimensions, --recipe variance and --binarize fixed each do better with --step_size 0.01.
 STEP_SIZES = {
     2: {"AEVB": 0.02, "wake-sleep": 0.01},
     3: {"AEVB": 0.1, "wake-sleep": 0.02, "MCEM": 0.1},

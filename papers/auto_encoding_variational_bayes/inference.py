@@ -62,7 +62,7 @@ def sleep_loss(model: VAE, n: int, generator: Generator) -> Tensor:
 
 
 def wake_sleep_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """The sum of both losses, which train different weights: ()."""
+    """The sum of the wake and sleep losses, which train different weights: ()."""
     return wake_loss(model, x, generator) + sleep_loss(model, len(x), generator)
 
 

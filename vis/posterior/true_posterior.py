@@ -72,7 +72,7 @@ def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterio
     log_p = dict.fromkeys(cells, -math.inf)
     while True:
         step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
-        # Only a peak narrower than NARROWEST could bring a cell with a deeper centre within DEPTH.
+        # A cell with a deeper centre reaches up to DEPTH only at a peak narrower than NARROWEST.
         kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
         for i, own in cells.items():
             log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)
