@@ -36,9 +36,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
                 raise zipfile.BadZipFile
         found = "a pickle of a whole model or of other Python objects"
         content = torch.load(path, map_location="cpu", weights_only=True)
-        is_bare = "config" not in content
-        found = "a state_dict without a config" if is_bare else "not from this version of train.py"
-        model = VAE(VAEConfig(**content["config"]))
+        found = "a file without a model's config, such as a bare state_dict"
+        config = content["config"]
+        found = "not from this version of train.py"
+        model = VAE(VAEConfig(**config))
         model.load_state_dict(content["weights"])
     except Exception as error:  # the exceptions for foreign files are undocumented
         raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error

@@ -5,6 +5,7 @@ The archives are read without extraction, so a read-only folder suffices.
 
 import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -51,7 +52,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
             content = bytearray(file.read())
         header = 16 if len(shape) > 1 else 8
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
-    except Exception as error:  # gzip and torch raise many kinds
+    except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); delete {path.parent} and rerun to download it again."
         ) from error

@@ -1,6 +1,6 @@
 """Evaluation of a trained model: posteriors, ELBO terms, log p(x) by sampling and by integration.
 
-Images are uint8 (N, 1, 28, 28) on any device. Values in nats are float64 on the CPU.
+Images are uint8 (N, 1, 28, 28) on any device. Terms and NLLs of images are float64 on the CPU.
 """
 
 import math
@@ -45,7 +45,7 @@ def posterior_noise(n: int, latent_dim: int) -> Tensor:
 def elbo_terms(
     model: VAE, images: Tensor, q: Gaussians, eps: Tensor, batch_size: int = 1000
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-log p(x|z), KL(q(z|x) || p(z)) and squared error (N,), with z = mu + std * eps, eps (N, L).
+    """-log p(x|z), KL(q(z|x) || p(z)) and squared error, (N,) each, for z = mu + std * eps (N, L).
 
     The first two add up to -ELBO. With a flow, the KL divergence is estimated from this z.
     """
@@ -110,7 +110,7 @@ def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT)
     points = torch.cartesian_prod(*[axis] * n_dims).view(-1, n_dims)  # (P, L)
     total = torch.full((len(x),), -math.inf, dtype=torch.float64)
     for part in tqdm(points.split(2048), f"grid of {n_grid}", leave=False, disable=None):
-        table = log_joint(model, x, part.to(model.device)).cpu().double()  # (N, 2048)
+        table = log_joint(model, x, part.to(model.device)).cpu().double()  # (N, up to 2048)
         total = torch.logaddexp(total, table.logsumexp(dim=1))
     return -(total + n_dims * math.log(step))
 

@@ -111,7 +111,7 @@ def main() -> None:
     add("--split", choices=("val", "test"), default="test", help="split to evaluate")
     add("--n_images", type=number(2, 10_000), default=10_000, help="first n of a fixed permutation")
     add("--binarize", choices=BINARIZE, help="default: as the checkpoint was trained")
-    add("--n_importance_samples", type=number(1), default=500, metavar="K", help="draws per image")
+    add("--n_importance_samples", type=number(1), default=500, metavar="K", help="draws for an NLL")
     add("--exact", action="store_true", help="integrate over z, in fp32 (1 or 2 dimensions only)")
     add("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args()

@@ -92,7 +92,7 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights and of all results."""
+        """Device of the weights, of all inputs and of all results."""
         return self.output_bias.device
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,8 @@ from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # AdamW's betas; steps of learning-rate warm-up
 MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-# The averaged weights: every 8th step t contributes in proportion to t ** 6, so about the last
-# seventh of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
+# The averaged weights: every AVERAGE_EVERY-th step t counts as t ** AVERAGE_POWER. The last seventh
+# of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
 AVERAGE_EVERY, AVERAGE_POWER = 8, 6
 FADED = 0.75  # share of the epochs after which no image is deformed
 COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
@@ -57,12 +57,12 @@ def make_parser() -> ArgumentParser:
     add("--binarize", choices=BINARIZE, default="none", help="grey pixels, or x' ~ Bernoulli(x)")
     add("--deform", type=number(0.0), default=0.0, help="std of random linear maps of the images")
     add("--n_train", type=number(1, 50_000), default=50_000, help="train on the first N images")
-    add("--arch", choices=ARCHS, default="mlp", help="residual MLP, or residual convolutions")
-    add("--latent_dim", type=number(1), default=2, help="size of z")
+    add("--arch", choices=ARCHS, default=VAEConfig.arch, help="residual MLP or convolutions")
+    add("--latent_dim", type=number(1), default=VAEConfig.latent_dim, help="size of z")
     widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
     add("--width", type=number(1), help=f"hidden units or channels (default: {widths})")
-    add("--n_blocks", type=number(1), default=3, help="residual blocks of the decoder")
-    add("--prior", choices=PRIORS, default="normal", help="standard normal, or a RealNVP flow")
+    add("--n_blocks", type=number(1), default=VAEConfig.n_blocks, help="blocks of the decoder")
+    add("--prior", choices=PRIORS, default=VAEConfig.prior, help="N(0, I), or a RealNVP flow")
     add("--save_dir", type=Path, help="folder of the run (default: a new one in ./runs)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--init_from", type=Path, metavar="PTH", help="start from this model")
@@ -76,14 +76,14 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
     args = parser.parse_args(argv)
     if start := args.resume or args.init_from:
         _, checkpoint = load_checkpoint(start)
-        settled = checkpoint["config"]
+        fixed = checkpoint["config"]
         if args.resume:
-            settled = settled | checkpoint["args"] | {"save_dir": args.resume.parent}
-        images = {name: checkpoint["args"][name] for name in ("dataset", "binarize")}
-        parser.set_defaults(**images | settled)
+            fixed = fixed | checkpoint["args"] | {"save_dir": args.resume.parent}
+        pixels = {name: checkpoint["args"][name] for name in ("dataset", "binarize")}
+        parser.set_defaults(**pixels | fixed)
         args = parser.parse_args(argv)
-        for name in settled.keys() - {"n_epochs"}:
-            if getattr(args, name) != settled[name]:
+        for name in fixed.keys() - {"n_epochs"}:
+            if getattr(args, name) != fixed[name]:
                 raise UserError(f"--{name} is fixed by {start}; leave it out.")
     if args.save_dir and not args.resume and (args.save_dir / "best.pth").exists():
         raise UserError(f"{args.save_dir} holds a run; use --resume or another --save_dir.")
@@ -105,7 +105,7 @@ def train_one_epoch(
     # All randomness depends on seed and epoch, so a resumed run repeats an epoch bit for bit.
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
-    every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1
+    every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1  # so each epoch updates the average
     strength = args.deform * max(0.0, 1 - (epoch - 1) / (FADED * args.n_epochs))
     xs = batches(images, args.batch_size, args.binarize, rng, strength)
     model.train()
@@ -128,7 +128,7 @@ def train_one_epoch(
             group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
         optimizer.step()
         if (step + 1) % every == 0:
-            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)
+            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # integral of t ** 6: t ** 7 / 7
             for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(parameter.detach(), 1 - past)
         yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
@@ -138,7 +138,7 @@ class Run(NamedTuple):
     """A training run so far."""
 
     model: VAE
-    average: VAE  # the averaged weights, which are validated and saved
+    average: VAE  # the averaged weights, without gradients; they are validated and saved
     optimizer: AdamW
     metrics: list[dict]  # one row per epoch
 
@@ -156,7 +156,7 @@ def build(args: Namespace, images: Tensor) -> Run:
     how = {"betas": BETAS, "weight_decay": args.weight_decay, "fused": True}
     optimizer, metrics = AdamW(model.parameters(), **how), []
     if args.resume:
-        if "training" not in checkpoint:
+        if "optimizer" not in checkpoint:
             raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.")
         model.load_state_dict(checkpoint["training"])
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -189,7 +189,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     seconds = round(time.perf_counter() - start, 3)
     row |= validate(run.average, val_images, args)
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
-    weights = sum(p.sum().item() for p in run.model.parameters())  # NaN if the last step diverged
+    weights = sum(p.sum().item() for p in run.model.parameters())  # not finite if a step diverged
     if not math.isfinite(row["train_neg_elbo"] + row["val_neg_elbo"] + weights):
         raise UserError(f"the loss is not finite in epoch {epoch}; start over with a smaller --lr.")
     run.metrics.append(row)

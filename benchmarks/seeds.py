@@ -5,7 +5,6 @@ Each run becomes a row of the CSV as soon as it ends. A run that has a row is no
 
 import csv
 import math
-import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import OURS, SEED_OBJECTIVE, evaluate, machine, train
 from loss import N_PIXELS
 from utils import cli
+from utils.files import write_file
 from vis.common import plt, save_figure
 
 LOSSES = {  # of popular implementations, as in docs/losses.md
@@ -45,7 +45,7 @@ def measure(recipe: str, flags: str, seed: int, n_samples: str, strips: Path) ->
         best = train(f"train.py {flags} --seed {seed}", folder)
         test = evaluate(f"evaluate.py --n_importance_samples {n_samples}", folder)
         samples = Path(folder, "samples", f"epoch_{best['epoch']:04d}.png")
-        shutil.copy(samples, strips / f"{recipe}_{seed}.png")
+        write_file(strips / f"{recipe}_{seed}.png", lambda file: file.write(samples.read_bytes()))
     row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
     variance = best["val_recon_loss"] if "mse" in flags else math.nan  # a Gaussian decoder's best
@@ -87,12 +87,12 @@ def main() -> None:
     args = parser.parse_args()
     print(f"{machine('')}\n\n| recipe | n | {' | '.join(METRICS)} |")
     print("|---" * (len(METRICS) + 2) + "|", flush=True)
-    strips = args.save_to.with_name("strips")
-    strips.mkdir(parents=True, exist_ok=True)
     if not args.save_to.exists():
-        args.save_to.write_text(f"{','.join(COLUMNS)}\n")
+        header = ",".join(COLUMNS) + "\n"
+        write_file(args.save_to, lambda file: file.write(header.encode()))
     with open(args.save_to, newline="") as file:
         known = {(row["seed"], row["flags"]): row for row in csv.DictReader(file)}
+    strips = args.save_to.with_name("strips")
     for recipe, flags in RECIPES[args.recipes].items():
         rows = []
         for seed in range(cli.SEED, cli.SEED + args.n_seeds):

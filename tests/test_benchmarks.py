@@ -30,12 +30,9 @@ def test_the_conventional_loop_descends_our_loss_and_validates_by_it():
 
 
 def test_seeds_give_a_gaussian_decoder_its_best_variance(tiny_run, tmp_path, monkeypatch):
-    best = {name: 0.0 for name in seeds.METRICS} | {
-        "val_recon_loss": 0.04,
-        "val_kld_loss": 7.0,
-        "epoch": 2,
-    }
-    monkeypatch.setattr(seeds, "train", lambda command, folder: best | {"run_seconds": 1.0})
+    best = dict.fromkeys(seeds.METRICS, 0.0) | {"epoch": 2, "run_seconds": 1.0}
+    best |= {"val_recon_loss": 0.04, "val_kld_loss": 7.0}
+    monkeypatch.setattr(seeds, "train", lambda command, folder: best)
     monkeypatch.setattr(seeds, "evaluate", lambda command, folder: {"neg_elbo": 0.0})
     monkeypatch.setattr(seeds, "TemporaryDirectory", lambda: nullcontext(tiny_run))
     row = seeds.measure("mse", "--recon_loss mse", 888, "", tmp_path)

@@ -60,7 +60,7 @@ def test_a_file_of_another_kind_is_named(small, tmp_path):
     content, path = torch.load(small, weights_only=True), tmp_path / "other.pth"
     config = content["config"]
     for other, says in (
-        (random_model().state_dict(), "a state_dict without a config"),
+        (random_model().state_dict(), "a file without a model's config, such as a bare state_dict"),
         (random_model(), "a pickle of a whole model or of other Python objects"),
         (content | {"config": config | {"width": 2}}, "not from this version of train.py"),
         (content | {"config": config | {"size": 1}}, "not from this version of train.py"),

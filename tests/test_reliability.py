@@ -3,15 +3,15 @@
 import math
 import os
 import random
-import resource
 import shutil
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from pathlib import Path
+from resource import RLIMIT_FSIZE, setrlimit
 from signal import SIGINT, SIGKILL
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +20,8 @@ from conftest import TINY, contents, read_rows, refusal
 import train
 from checkpoint import load_checkpoint
 from model import VAE
-from utils.files import new_folder
+from utils.cli import UserError
+from utils.files import new_folder, write_file
 
 FLAGS = (*TINY, "--binarize dynamic --deform 0.1 --n_epochs 10 --save_dir run")
 
@@ -60,9 +61,8 @@ def in_epoch_2(fault: Callable[[VAE], None]) -> None:
     train.train_one_epoch = wrapped
 
 
-SMALL_FILES = (resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 FAULTS = {
-    "cannot be written (File too large); choose": lambda _: resource.setrlimit(*SMALL_FILES),
+    "cannot be written (File too large); choose": lambda _: setrlimit(RLIMIT_FSIZE, (1000, -1)),
     "not finite in epoch 2; start": lambda model: model.output_bias.data.fill_(math.nan),
 }
 
@@ -193,11 +193,15 @@ def test_a_new_run_does_not_touch_an_old_one(trainer, tiny_run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
-def test_folders_made_at_the_same_moment_differ(tmp_path):
-    with ThreadPoolExecutor(8) as pool:
-        folders = [*pool.map(new_folder, [tmp_path / "runs" / "run"] * 160)]
-    assert len({*folders}) == 160
-    assert {*folders} == {*(tmp_path / "runs").iterdir()}
+def test_each_new_run_has_its_own_folder(tmp_path):
+    assert [new_folder(tmp_path / "run").name for _ in range(3)] == ["run", "run_2", "run_3"]
+
+
+def test_torch_save_hides_neither_a_full_disk_nor_ctrl_c(tmp_path):
+    for error, seen in ((OSError(28, "full"), UserError), (KeyboardInterrupt, KeyboardInterrupt)):
+        disk = Mock(**{"write.side_effect": [64, error, error, error, error]})
+        with pytest.raises(seen):
+            write_file(tmp_path / "x", lambda _, disk=disk: torch.save(torch.ones(9), disk))
 
 
 def test_a_finished_run_resumes_to_its_last_lines_or_to_more_epochs(trainer, tiny_run, tmp_path):

@@ -32,16 +32,15 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            write(file)
+            try:
+                write(file)
+            except RuntimeError as error:  # torch.save's, after a full disk's error or Ctrl-C
+                raise (error.__context__ or error) from None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    except RuntimeError as error:  # torch.save raises it after the disk's OSError
-        if isinstance(error.__context__, OSError):
-            raise cannot_write(path, error.__context__) from error
-        raise
     finally:
         with suppress(OSError):
             temporary.unlink()  # left by an error or Ctrl-C

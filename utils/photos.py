@@ -120,9 +120,10 @@ def read_grey(path: str | Path) -> np.ndarray:
             values -= values.min()
             picture = Image.fromarray(values * (255 / max(values.max(), 1e-9)))
         else:
-            picture = picture.convert("RGBA")  # transparent strokes may be black or white
-            grey = Image.new("RGBA", picture.size, "grey")
-            picture = Image.alpha_composite(grey, picture).convert("L")
+            if picture.has_transparency_data:  # transparent; its strokes may be black or white
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
+            picture = picture.convert("L")
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
         return np.asarray(picture, dtype=np.float32)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -51,7 +51,7 @@ def make_parser(description: str) -> ArgumentParser:
 
 
 def load_model(args: Namespace) -> tuple[VAE, dict, str]:
-    """The model of --model_params, its checkpoint and its name in titles. Raises UserError."""
+    """Model, checkpoint and title of --model_params. Sets a missing --save_dir."""
     figures = figures_of(args.model_params)
     args.save_dir = args.save_dir or figures
     model, checkpoint = load_checkpoint(args.model_params, pick_device(args.device))
@@ -89,11 +89,11 @@ class EncodedTestSet:
         self.axis_labels = {"xlabel": f"${self.symbol}_1$", "ylabel": f"${self.symbol}_2$"}
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (..., L) -> pixel means (n, 1, 28, 28) in [0, 1]."""
+        """z (..., n, L) -> pixel means (N, 1, 28, 28) in [0, 1] of all N points."""
         return torch.sigmoid(self.model.decode(z.flatten(0, -2)))
 
     def decode_normal(self, u: Tensor) -> Tensor:
-        """Decodes u ~ N(0, I), which the prior maps to z: (..., L) -> (n, 1, 28, 28)."""
+        """Decodes u ~ N(0, I), which the prior maps to z: (..., n, L) -> (N, 1, 28, 28)."""
         return self.decode(self.model.prior.from_normal(u))
 
 
@@ -149,6 +149,6 @@ def save_figure(figure: plt.Figure, save_dir: Path, name: str) -> None:
 
 
 def save_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` with the file and prints its path. Raises UserError."""
+    """Writes a file with `write` and prints its path. Raises UserError."""
     write_file(path, write)
     print(path)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from estimators import GRID_LIMIT, Gaussians, elbo_terms, log_joint
 from model import VAE
-from utils.photos import pieces
+from utils.photos import pieces  # a flood fill, which also finds a digit's strokes
 from vis.common import EncodedTestSet
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
@@ -54,7 +54,7 @@ def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[in
     values = torch.empty(len(image))
     chunks = tqdm(shared.split(CHUNK), f"{n} cells per axis", leave=False, disable=None)
     for number, chunk in enumerate(chunks):
-        (here,) = (column // CHUNK == number).nonzero(as_tuple=True)
+        (here,) = (column // CHUNK == number).nonzero(as_tuple=True)  # pairs with a cell in `chunk`
         images, row = image[here].unique(return_inverse=True)
         u = centres(torch.stack((chunk // n, chunk % n), dim=1), n)
         values[here] = log_joint(model, x[images], u)[row, column[here] % CHUNK]
@@ -98,9 +98,9 @@ def modes(posterior: Posterior) -> list[float]:
     mass = posterior.log_density.exp() * posterior.step**2
     order = mass.argsort(descending=True)
     region = order[: (mass[order].cumsum(dim=0) < REGION_MASS * mass.sum()).sum() + 1]
-    cells = map(tuple, posterior.cells[region].tolist())
-    mass_of = dict(zip(cells, mass[region].tolist(), strict=True))
-    masses = [sum(map(mass_of.get, piece)) for piece in pieces(posterior.cells[region])]
+    cells = posterior.cells[region]
+    mass_of = dict(zip(map(tuple, cells.tolist()), mass[region].tolist(), strict=True))
+    masses = [sum(map(mass_of.get, piece)) for piece in pieces(cells)]
     return [total for total in masses if total >= MODE_MASS]
 
 
