@@ -100,7 +100,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """All images (N, 1, 28, 28) uint8, shuffled, as batches x (B, 1, 28, 28) in [0, 1].
 
-    Each batch is deformed if `strength` > 0, then binarised afresh. The last one may be smaller.
+    Each batch is deformed (if `strength` > 0) and binarised afresh. The last one may be smaller.
     """
     order = torch.randperm(len(images), device=images.device, generator=rng)
     for index in order.split(batch_size):

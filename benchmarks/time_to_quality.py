@@ -11,7 +11,7 @@ from benchmarks.common import OURS, SEED_OBJECTIVE, machine, run, train
 from utils import cli
 
 SEED_PROJECT = 72.40  # its objective on the validation images, after 84 epochs
-COMMANDS = {  # of a round: name -> command, key of its quality
+COMMANDS = {  # name -> command, key of its loss in a round
     "conventional": ("conventional.py", "target_neg_elbo"),
     "ours": (f"train.py {OURS}", "ours_neg_elbo"),
     "seed_objective": (f"train.py {SEED_OBJECTIVE}", "seed_objective"),

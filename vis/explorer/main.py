@@ -53,7 +53,7 @@ class Payload(bytearray):
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
     """The layers in the page's format. Arrays there are flat, so reshaping layers are left out."""
-    layers, side = [], IMAGE_SHAPE[-1]  # of the images that convolutions see
+    layers, side = [], IMAGE_SHAPE[-1]  # side: width of the feature maps
     for module in modules:
         match module:
             case nn.Flatten():
