@@ -17,28 +17,28 @@ SEED = 888
 
 
 class UserError(Exception):
-    """A user's mistake and its remedy in one sentence; `run` prints it and exits with code 2."""
+    """A user's mistake and its remedy, in one sentence that `run` prints before it exits with 2."""
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows only defaults that are not None."""
+    """Shows the default of a flag unless it is None."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser that shows defaults, takes no abbreviated flags and expands ~ in paths."""
+    """A parser that shows defaults, rejects abbreviated flags and expands ~ in paths."""
     parser = argparse.ArgumentParser(
         sys.argv[0], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
-    parser._negative_number_matcher = re.compile(r"-\.?\d")  # as in Python 3.14: -3e0 is a number
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # -3e0 is a number, as in Python 3.14
     return parser
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A flag's type: a number from `low` to `high`, whole if `low` is an int."""
+    """A type for flags: a number from `low` to `high`, which must be whole if `low` is an int."""
     kind = type(low)
 
     def parse(text: str) -> float:
@@ -67,11 +67,11 @@ def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a script's main. A UserError prints its sentence and exits with 2, Ctrl-C with 130."""
-    torch.backends.cudnn.deterministic = True  # resumed runs match bit for bit
+    """Calls a script's main. Prints a UserError and exits with code 2. Exits with 130 on Ctrl-C."""
+    torch.backends.cudnn.deterministic = True  # so that resumed runs match bit for bit
     torch.backends.cudnn.allow_tf32 = False  # "fp32" means float32, not TF32
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # in a notebook's %run, whose streams need no encoding
+        with suppress(AttributeError):  # a notebook's streams need no encoding
             stream.reconfigure(errors="backslashreplace")  # writes \u03a9 if it cannot encode Omega
     try:
         main()

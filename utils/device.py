@@ -1,4 +1,4 @@
-"""The device, the precision and the random number generators."""
+"""Devices, precisions and random number generators."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _works(kind: str) -> bool:
-    """Whether this PyTorch can compute on the device; it may lack kernels for an old GPU."""
+    """Whether PyTorch can compute on the device; some builds have no kernels for an old GPU."""
     try:
         return torch.ones(1, device=kind).add(1).item() == 2
     except RuntimeError as error:
@@ -35,7 +35,7 @@ def _works(kind: str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 if the device supports it natively, else fp32."""
+    """Returns "fp32" or "bf16"; for "auto", bf16 if the device supports it natively, else fp32."""
     if name != "auto":
         return name
     if device.type == "cuda":

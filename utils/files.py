@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files completely or not at all."""
 
 import os
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         with open(temporary, "wb") as file:
             try:
                 write(file)
-            except RuntimeError as error:  # torch.save's, after a full disk's error or Ctrl-C
+            except RuntimeError as error:  # torch.save raises it on a full disk or Ctrl-C
                 raise (error.__context__ or error) from None
             file.flush()
             os.fsync(file.fileno())
@@ -43,7 +43,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
-            temporary.unlink()  # left by an error or Ctrl-C
+            temporary.unlink()  # exists after an error or Ctrl-C
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps  # comes with torchvision and matplotlib
+from PIL import Image, ImageOps  # Pillow comes with torchvision and matplotlib
 from PIL.ImageFilter import BoxBlur, MaxFilter, MinFilter
 from torch import Tensor
 
 from utils.cli import UserError
 
-SIDE = 320  # pixels: larger pictures are reduced to this, which also averages out sensor noise
+SIDE = 320  # pixels; larger pictures are reduced to this size, which averages out sensor noise
 
 
 def grown(mask: np.ndarray, size: int) -> np.ndarray:
@@ -24,12 +24,12 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     small = Image.fromarray(grey)
     small.thumbnail((64, 64), Image.Resampling.BOX)
     around = np.asarray(small.convert("L").filter(BoxBlur(8)))
-    if ((small - around) ** 3).sum() > 0:  # light on dark: fewer pixels are ink than paper
+    if ((small - around) ** 3).sum() > 0:  # light ink on dark paper: a minority of pixels is light
         grey, small = 255 - grey, Image.fromarray(255 - np.asarray(small))
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
     paper = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink = 1 - grey / paper.clip(max(1, np.median(paper) / 2))
-    low, quarter = np.percentile(ink, (5, 25))  # both are paper, about one standard deviation apart
+    low, quarter = np.percentile(ink, (5, 25))  # both on paper, about one standard deviation apart
     return (ink - quarter - 4 * (quarter - low)).clip(0)
 
 
@@ -74,7 +74,7 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     """The digit's pieces in a mask (H, W), and whether they are clear of the border.
 
-    They are the largest clear piece (the largest of all if none is clear) and similar ones nearby.
+    They are the largest clear piece, or the largest if none is clear, and similar ones nearby.
     """
     chosen, found = np.zeros_like(mask), pieces(np.argwhere(mask))
     if not found:
@@ -96,10 +96,10 @@ def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The digit's pixels, a mask (H, W), and whether they are clear of the picture's border."""
+    """A mask (H, W) of the digit's pixels, and whether they are clear of the picture's border."""
     mask = ink > threshold(ink)
     digit, clear = choose(without_lines(mask))
-    if not digit.any():  # the picture holds nothing but a long thin 1
+    if not digit.any():  # without_lines has removed a long thin 1
         digit, clear = choose(mask)
     sides = (digit[0], digit[-1], digit[:, 0], digit[:, -1])
     if not clear and max(side.mean() for side in sides) > 0.8:  # a table or a frame
@@ -110,17 +110,17 @@ def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def read_grey(path: str | Path) -> np.ndarray:
-    """A picture's brightness (H, W), in [0, 255], reduced to SIDE. Raises UserError."""
+    """A picture's brightness (H, W) in [0, 255], with sides of at most SIDE. Raises UserError."""
     try:
         picture = Image.open(path)
         picture.draft(None, (SIDE, SIDE))  # decodes a JPEG at a fraction of its size
         picture = ImageOps.exif_transpose(picture)
-        if picture.mode[0] in "IF":  # 16 or 32 bits, of any range
+        if picture.mode[0] in "IF":  # 16 or 32 bits per pixel, in any range
             values = np.nan_to_num(np.asarray(picture, dtype=np.float32))
             values -= values.min()
             picture = Image.fromarray(values * (255 / max(values.max(), 1e-9)))
         else:
-            if picture.has_transparency_data:  # transparent; its strokes may be black or white
+            if picture.has_transparency_data:  # black strokes and white ones show on grey
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "grey"), picture)
             picture = picture.convert("L")
@@ -131,15 +131,15 @@ def read_grey(path: str | Path) -> np.ndarray:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A picture of one digit, of any size and polarity, as an MNIST image: (1, 28, 28) uint8.
+    """Turns a picture of a digit, of any size and polarity, into an MNIST image (1, 28, 28) uint8.
 
-    Its strokes are light on dark and fit into 20x20. Their centre of mass is at the centre.
+    Its strokes are light on dark and fit into 20x20 pixels. Their centre of mass is in the middle.
     Raises UserError.
     """
     ink = find_ink(read_grey(path))
     if ink.max() < 0.05 or not (digit := find_digit(ink)[0]).any():
         raise UserError(f"{path} shows only its background or specks; give a picture of a digit.")
-    soft = grown(digit, max(ink.shape) // 100 * 2 + 3)  # with the strokes' edges
+    soft = grown(digit, max(ink.shape) // 100 * 2 + 3)  # includes the strokes' edges
     soft &= digit | (ink <= threshold(ink))
     ink = (ink / np.percentile(ink[digit], 90)).clip(0, 1) * soft
     extent = max(np.ptp(np.nonzero(ink > 0.2), axis=1)) + 1

@@ -1,4 +1,4 @@
-"""Draws the figures of a model into one folder.
+"""Saves the figures of a model in one folder.
 
 python3 vis/all.py --model_params pretrained/vae_mnist.pth
 """
@@ -19,7 +19,7 @@ def main() -> None:
     commands = [[name, *sys.argv[1:]] for name in sorted(names - {"curves", "training"})]
     commands.append(["decoder_output", "--quantile", *sys.argv[1:]])
     csv_files = (args.model_params.with_name("metrics.csv"), args.model_params.with_suffix(".csv"))
-    for path in filter(Path.is_file, csv_files):  # the run's metrics, beside its model
+    for path in filter(Path.is_file, csv_files):  # if the metrics are beside the model
         commands.append(["curves", "--metrics", str(path), "--save_dir", folder])
     for command in commands:
         sys.argv = command

@@ -14,12 +14,12 @@ from utils import cli
 from utils.cli import UserError
 from vis.common import figures_of, plt, save_figure
 
-PANELS = {"neg_elbo": "-ELBO", "kld_loss": "kld_loss"}  # column without its prefix -> label
+PANELS = {"neg_elbo": "-ELBO", "kld_loss": "kld_loss"}  # metric without train_ or val_ -> label
 NOTE = "solid: validation; dotted: training (with --deform on deformed images);\nthick: late phase"
 
 
 def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
-    """The columns of a run's metrics and, if there is one, of <name>_late.csv. Raises UserError."""
+    """The columns of a run's <name>.csv and, if it exists, of <name>_late.csv. Raises UserError."""
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
         columns = ("epoch", *(f"{split}_{name}" for split in ("train", "val") for name in PANELS))
@@ -35,9 +35,9 @@ def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
 
 
 def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
-    """Draws each run in its own colour, thick in its late phase, with its last validation value.
+    """Draws each run in its own colour with its last validation value. The late phase is thick.
 
-    The axis leaves out each run's first tenth, which is so steep that it would flatten the rest.
+    The vertical axis ignores the first tenth of each run, whose steepness would flatten the rest.
     """
     settled = []
     for i, phases in enumerate(runs):
@@ -49,13 +49,13 @@ def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
         panel.text(epochs[-1], values[-1], f" {values[-1]:.2f}", color=f"C{i}", va="center")
     margin = 0.05 * (max(settled) - min(settled))
     panel.set(xlabel="epoch", ylim=(min(settled) - margin, max(settled) + margin))
-    panel.set_xlim(0, 1.3 * panel.dataLim.x1)  # leaves space for the last values
+    panel.set_xlim(0, 1.3 * panel.dataLim.x1)  # leaves space for the printed values
 
 
 def main() -> None:
     parser = cli.parser("Plots the metrics of one or more runs.")
-    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="CSV of each run")
-    parser.add_argument("--save_dir", type=Path, help="default: figures/<the first run's name>")
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="CSV file per run")
+    parser.add_argument("--save_dir", type=Path, help="folder (default: figures/<first run>)")
     args = parser.parse_args()
     folders, runs = [*map(figures_of, args.metrics)], [*map(read_metrics, args.metrics)]
     figure, panels = plt.subplots(1, 2, figsize=(6.5, 3.8), layout="constrained")

@@ -1,4 +1,4 @@
-"""A two-dimensional latent space, decoded: the manifold of digits, as in the paper's figure 4.
+"""Decodes a two-dimensional latent space: the manifold of digits, as in the paper's figure 4.
 
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --latent_min -4
 python3 vis/decoder_output/main.py --model_params pretrained/vae_mnist.pth --quantile
@@ -18,12 +18,12 @@ from vis.common import EncodedTestSet, draw_grid, make_parser, plane_grid, save_
 
 
 def main() -> None:
-    parser = make_parser("Decodes a grid of the latent plane.")
+    parser = make_parser("Decodes a grid of points in the latent plane.")
     add, coordinate = parser.add_argument, number(-100.0, 100.0)
     add("--latent_min", type=coordinate, default=-4.0, help="left and lower end of the grid")
     add("--latent_max", type=coordinate, default=4.0, help="right and upper end of the grid")
     add("--n_cells", type=number(2, 100), default=20, help="digits along each axis")
-    add("--quantile", action="store_true", help="even steps in prior probability")
+    add("--quantile", action="store_true", help="space points evenly in prior probability")
     args = parser.parse_args()
     n, low, high = args.n_cells, args.latent_min, args.latent_max
     test_set = EncodedTestSet(args, needs_plane=True)

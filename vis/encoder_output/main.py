@@ -1,4 +1,4 @@
-"""The posterior means of the test images in two latent dimensions, coloured by digit.
+"""Plots the test images' posterior means in two latent dimensions, with a colour per digit.
 
 python3 vis/encoder_output/main.py --model_params pretrained/vae_mnist.pth
 """

@@ -2,8 +2,8 @@
 
 python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir site
 
-explorer.html runs offline. It contains the test images, their posteriors and the network's layers,
-which the page evaluates. Decoder weights have 16 bits, encoder weights 8. The map shows
+explorer.html runs offline. It contains the test images, their posteriors and the network, which
+JavaScript evaluates. Decoder weights are stored in 16 bits, encoder weights in 8. The map shows
 u ~ N(0, I), which the prior maps to z.
 """
 
@@ -24,15 +24,15 @@ from utils.cli import UserError
 from vis.common import DIGIT_COLOURS, EncodedTestSet, NotApplicable, make_parser, save_file
 from vis.posterior.true_posterior import measure, modes
 
-PAGE = Path(__file__).with_name("page.html")  # its @@name@@ is replaced by the file of that name
+PAGE = Path(__file__).with_name("page.html")  # the file `name` replaces each @@name@@ in it
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
-MAX_BYTES = 10_000_000  # of the page, small enough for mail and phones
-FARTHEST = 2  # how far out the map can be moved and zoomed, in units of its initial half-width
+MAX_BYTES = 10_000_000  # limit of explorer.html, so that mail and phones can handle it
+FARTHEST = 2  # limit of panning and zooming out, in units of the map's initial half-width
 N_CHOSEN_FROM = 30  # test images from which the presets are chosen
 
 
 class Payload(bytearray):
-    """The page's binary data, one array after another. `put` adds one and returns its position."""
+    """The page's concatenated binary arrays. `put` adds an array and returns its position."""
 
     def put(self, tensor: Tensor, dtype: torch.dtype) -> dict:
         array = tensor.to(dtype).flatten().numpy()
@@ -41,9 +41,9 @@ class Payload(bytearray):
         return place
 
     def put_weights(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> dict:
-        """Adds the weights (outputs, inputs, ...) in int16 or int8 and the biases in float32."""
+        """Adds the weights (outputs, inputs, ...) as int16 or int8 and the biases as float32."""
         # 16-bit integers are more accurate than half precision, which spends 5 bits on an exponent.
-        largest = layer.weight.flatten(1).abs().amax(dim=1)  # of each output
+        largest = layer.weight.flatten(1).abs().amax(dim=1)  # largest weight of each output
         scale = largest.clamp(min=1e-30) / torch.iinfo(dtype).max
         integers = (layer.weight.flatten(1) / scale[:, None]).round()
         place = {"outputs": layer.weight.shape[0], "inputs": layer.weight.shape[1]}
@@ -52,7 +52,7 @@ class Payload(bytearray):
 
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
-    """The layers in the page's format. Arrays there are flat, so reshaping layers are left out."""
+    """The layers in the page's format. Its arrays are flat, so it needs no Flatten or Unflatten."""
     layers, side = [], IMAGE_SHAPE[-1]  # side: width of the feature maps
     for module in modules:
         match module:
@@ -86,18 +86,18 @@ def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) ->
 
 
 def presets(test_set: EncodedTestSet, n_images: int) -> list[int]:
-    """Three test images: a posterior with two modes, a poor fit and a good fit."""
+    """Three test images: one with two posterior modes, one with a poor fit, one with a good fit."""
     found, kl = measure(test_set, list(range(min(n_images, N_CHOSEN_FROM))))
-    second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # shares
-    # The best fit among the posteriors with at least a quarter of the mass in a second mode.
+    second = [sorted((0.0, *modes(posterior)))[-2] for posterior in found]  # masses of second modes
+    # The best fit among the posteriors whose second mode holds at least a quarter of the mass.
     twofold = min(range(len(found)), key=lambda i: (-min(second[i], 0.25), kl[i]))
     return [twofold, kl.argmax().item(), kl.argmin().item()]
 
 
 def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> bytes:
-    """explorer.html with the first `n_images` test images."""
+    """The content of explorer.html, with the first `n_images` test images."""
     payload, model, images = Payload(), test_set.model, test_set.images
-    reach = max(3.3, 1.1 * test_set.u.abs().quantile(0.999).item())  # all u but outliers
+    reach = max(3.3, 1.1 * test_set.u.abs().quantile(0.999).item())  # covers all u but outliers
     flow = [
         {"mask": coupling.mask.tolist(), "layers": list_layers(coupling.net, payload, torch.int16)}
         for coupling in model.prior.couplings
@@ -108,11 +108,11 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "colours": DIGIT_COLOURS,
         "plane": test_set.plane,
         "sliders": [d for d in test_set.by_kl if test_set.kl[d] >= 0.05 and len(test_set.kl) > 2],
-        "kl": test_set.kl.tolist(),  # nats of each dimension; one below 0.05 has no slider
+        "kl": test_set.kl.tolist(),  # nats per dimension; those below 0.05 have no slider
         "reach": reach,  # half the width of the initial map and of every slider
         "farthest": FARTHEST,
         "presets": presets(test_set, n_images) if len(test_set.kl) == 2 and n_images > 2 else [],
-        "binary": bool(((images == 0) | (images == 255)).all()),  # then a drawing is binarised too
+        "binary": bool(((images == 0) | (images == 255)).all()),  # if so, drawings are binarised
         "images": payload.put(images[:n_images], torch.uint8),
         "labels": payload.put(test_set.labels[:n_images], torch.uint8),
         "mu": payload.put(test_set.mu[:n_images], torch.float32),
@@ -127,12 +127,12 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
     for name in PARTS:
         page = page.replace(f"@@{name}@@", PAGE.with_name(name).read_text(encoding="utf-8"))
     page = page.replace("@@PAYLOAD@@", base64.b64encode(gzip.compress(payload, mtime=0)).decode())
-    text = json.dumps(content).replace("<", "\\u003c")  # so no text can end the script element
+    text = json.dumps(content).replace("<", "\\u003c")  # so that no text ends the script element
     return page.replace("@@CONTENT@@", text).encode()
 
 
 def main() -> None:
-    parser = make_parser("Writes explorer.html: latent space, test images and network in one page.")
+    parser = make_parser("Writes explorer.html, a page for exploring the latent space.")
     parser.add_argument("--n_images", type=cli.number(1, 10_000), default=10_000, help="to include")
     args = parser.parse_args()
     test_set, n_images = EncodedTestSet(args), args.n_images
@@ -141,7 +141,7 @@ def main() -> None:
     page = make_page(test_set, n_images, with_encoder=True)
     if len(page) > MAX_BYTES:
         page = make_page(test_set, n_images, with_encoder=False)
-        print("note: the encoder does not fit, so the page has no drawing pad.")
+        print("note: the encoder does not fit into the page, so there is no drawing pad.")
     if len(page) > MAX_BYTES:
         raise UserError(f"the page exceeds {MAX_BYTES:,} bytes; use a smaller --n_images.")
     save_file(args.save_dir / "explorer.html", lambda file: file.write(page))

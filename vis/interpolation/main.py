@@ -13,7 +13,7 @@ from utils import cli
 from utils.device import rng
 from vis.common import EncodedTestSet, draw_grid, make_parser, save_figure
 
-N_PAIRS, N_STEPS = 7, 10  # rows, and decoded images in each
+N_PAIRS, N_STEPS = 7, 10  # number of rows, and of decoded images per row
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     first, second = torch.randperm(len(test_set.mu), generator=rng(args.seed)).view(2, -1)
     differ = test_set.labels[first] != test_set.labels[second]
     first, second = first[differ][:N_PAIRS], second[differ][:N_PAIRS]
-    share = torch.linspace(0, 1, N_STEPS)[:, None]  # of the way from first to second
+    share = torch.linspace(0, 1, N_STEPS)[:, None]  # fraction of the way from `first` to `second`
     u = torch.lerp(test_set.u[first, None], test_set.u[second, None], share)  # (N, N_STEPS, L)
 
     decoded = test_set.decode_normal(u).view(-1, N_STEPS, 1, 28, 28)

@@ -1,4 +1,4 @@
-"""The true posteriors p(z|x) of test images and the encoder's Gaussians.
+"""Compares the true posteriors p(z|x) of test images with the encoder's Gaussians.
 
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth
 python3 vis/posterior/main.py --model_params pretrained/vae_mnist_2d_dynamic.pth --summary
@@ -17,13 +17,13 @@ from utils import cli
 from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure, tile
 from vis.posterior.true_posterior import Posterior, measure, modes
 
-IMAGES = [126, 79, 0]  # three modes, a poor fit, a good fit
-N_SUMMARISED = 1000  # test images
-MIN_CELLS = 500  # of a posterior that is drawn
-LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak: 0 to 3 standard deviations
+IMAGES = [126, 79, 0]  # images with three posterior modes, with a poor fit and with a good fit
+N_SUMMARISED = 1000  # number of test images for --summary
+MIN_CELLS = 500  # the smallest number of cells in a posterior that is drawn
+LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak, at 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}
-LEGEND = {  # label -> style in each plane
+LEGEND = {  # label -> style of its line and marker
     "true posterior p(z|x): 1 to 3 standard deviations": {"color": BLUE, "linewidth": 8},
     "encoder's q(z|x): mean, 1 and 2 standard deviations": {"color": RED, **DOT},
     "highest mode of p(z|x)": {"color": YELLOW, "linestyle": "none", **DOT},
@@ -31,14 +31,14 @@ LEGEND = {  # label -> style in each plane
 
 
 def rings(model: VAE, mu: Tensor, logvar: Tensor) -> list[Tensor]:
-    """Contours u (200, 2) of one Gaussian, mu and logvar (2,), at 1 and 2 standard deviations."""
+    """Contours u (200, 2) of a Gaussian with mu and logvar (2,), at 1 and 2 standard deviations."""
     angle = torch.linspace(0, 2 * math.pi, 200)
     circle = torch.exp(0.5 * logvar) * torch.stack((angle.cos(), angle.sin()), dim=1)
     return [model.prior.to_normal(mu + radius * circle)[0] for radius in (1, 2)]
 
 
 def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Posterior) -> Tensor:
-    """Draws an image's p(u|x) and the encoder's q(u|x); returns the highest mode (2,) of p(u|x)."""
+    """Draws p(u|x) and q(u|x) of an image. Returns the highest mode (2,) of p(u|x)."""
     depth = posterior.log_density.max() - posterior.log_density
     plane.tricontourf(*posterior.u.T, depth, LEVELS, cmap="Blues_r", vmin=-1, vmax=LEVELS[-1])
     for ring in rings(test_set.model, test_set.mu[index], test_set.logvar[index]):
@@ -53,7 +53,7 @@ def draw(plane: plt.Axes, test_set: EncodedTestSet, index: int, posterior: Poste
 
 
 def draw_images(test_set: EncodedTestSet, indices: list[int], folder: Path) -> None:
-    """Draws posterior.png: for each image, a plane above the image and its reconstructions."""
+    """Draws posterior.png, with each image and its two reconstructions below its latent plane."""
     figure = plt.figure(figsize=(3 * len(indices), 4.9), layout="constrained")
     grid = figure.add_gridspec(2, len(indices), height_ratios=(3, 1))
     found, kl = measure(test_set, indices, MIN_CELLS)
@@ -76,10 +76,10 @@ def draw_images(test_set: EncodedTestSet, indices: list[int], folder: Path) -> N
 
 
 def main() -> None:
-    parser = make_parser("Draws the true posterior of test images beside the encoder's.")
+    parser = make_parser("Draws the encoder's Gaussians over the true posteriors of test images.")
     add, index = parser.add_argument, cli.number(0, 9999)
-    add("--image_index", type=index, nargs="+", default=IMAGES, help="draw these test images")
-    add("--summary", action="store_true", help="summarise KL(q||p) of many images")
+    add("--image_index", type=index, nargs="+", default=IMAGES, help="test images to draw")
+    add("--summary", action="store_true", help="summarise KL(q||p) over many images instead")
     args = parser.parse_args()
     test_set = EncodedTestSet(args, needs_plane=True)
     if args.summary:

@@ -1,6 +1,6 @@
-"""The true posterior p(z|x) in two latent dimensions, and the divergence of q(z|x) from it.
+"""The true posterior p(z|x) in two latent dimensions, and the KL divergence of q(z|x) from it.
 
-The posterior is a density of u ~ N(0, I), which the prior maps to z. Without a flow, u is z. Log
+The code computes p(u|x), where u ~ N(0, I) and the prior maps u to z. Without a flow, u is z. Log
 densities are in nats. Models and images are on the CPU.
 """
 
@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from estimators import GRID_LIMIT, Gaussians, elbo_terms, log_joint
 from model import VAE
-from utils.photos import pieces  # a flood fill, which also finds a digit's strokes
+from utils.photos import pieces  # connected cells, found by a flood fill
 from vis.common import EncodedTestSet
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
-FEW_CELLS = 100  # of a posterior that is only measured
-TOLERANCE = 0.03  # nats: cells are small enough if halving them moves log p(x) by less
-DEPTH = 10.0  # nats below the peak, where a posterior is cut off
-NARROWEST = 0.006  # no grid may overlook a peak of this standard deviation
-REGION_MASS, MODE_MASS = 0.9, 0.01  # shares of the mass: the region of all modes, the smallest mode
-N_NODES = 10  # of the Gauss-Hermite rule, along each axis of z
+FEW_CELLS = 100  # the smallest number of cells in a posterior that is not drawn
+TOLERANCE = 0.03  # nats; cells are small enough if the last halving changed log p(x) by less
+DEPTH = 10.0  # a posterior is cut off this many nats below its peak
+NARROWEST = 0.006  # the smallest standard deviation of a peak that every grid must find
+REGION_MASS, MODE_MASS = 0.9, 0.01  # share of the mass in all modes; smallest share of a mode
+N_NODES = 10  # Gauss-Hermite nodes along each axis of z
 CHUNK = 2048  # points that are decoded at once
 
 
@@ -31,9 +31,9 @@ class Posterior(NamedTuple):
     """p(u|x) of one image, on the small square cells where it is not negligible."""
 
     cells: Tensor  # (P, 2) int64: indices of the cells along each axis
-    u: Tensor  # (P, 2): their centres
+    u: Tensor  # (P, 2): the cells' centres
     log_density: Tensor  # (P,) float64: log p(u|x) at the centres
-    step: float  # side of a cell
+    step: float  # side length of a cell
     log_evidence: float  # log p(x)
 
 
@@ -43,12 +43,12 @@ def centres(cells: Tensor, n: int) -> Tensor:
 
 
 def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[int, Tensor]:
-    """log p(x, u) at the centres of `cells` in the n * n grid, for each image: (P, 2) -> (P,).
+    """log p(x, u) of each image at the centres of its `cells` in the n * n grid: (P, 2) -> (P,).
 
-    A cell that several images share is decoded once.
+    A cell that several images share is decoded only once.
     """
     sizes = [len(own) for own in cells.values()]
-    image = torch.tensor([*cells]).repeat_interleave(torch.tensor(sizes))  # of each pair
+    image = torch.tensor([*cells]).repeat_interleave(torch.tensor(sizes))  # one per image-cell pair
     pairs = torch.cat([*cells.values()])
     shared, column = (pairs @ torch.tensor([n, 1])).unique(return_inverse=True)
     values = torch.empty(len(image))
@@ -63,16 +63,16 @@ def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[in
 
 @torch.no_grad()
 def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterior]:
-    """p(u|x) of images (N, 1, 28, 28) uint8, on cells that are halved until fine enough."""
+    """p(u|x) of images (N, 1, 28, 28) uint8, on cells that are halved until small enough."""
     x, n, found = images.flatten(1) / 255, COARSEST, [None] * len(images)  # x (N, 784)
     every = torch.cartesian_prod(torch.arange(n), torch.arange(n))
-    quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # of a cell
+    quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # offsets within a cell
     table = torch.cat([log_joint(model, x, u) for u in centres(every, n).split(CHUNK)], dim=1)
     cells, values = dict.fromkeys(range(len(x)), every), dict(enumerate(table))
     log_p = dict.fromkeys(cells, -math.inf)
     while True:
         step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
-        # A cell with a deeper centre reaches up to DEPTH only at a peak narrower than NARROWEST.
+        # Cells with deeper centres have points within DEPTH only at peaks narrower than NARROWEST.
         kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
         for i, own in cells.items():
             log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)
@@ -91,9 +91,9 @@ def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterio
 
 
 def modes(posterior: Posterior) -> list[float]:
-    """The masses of the connected pieces of the smallest region that holds REGION_MASS.
+    """The masses of the modes: connected pieces of the smallest region that holds REGION_MASS.
 
-    Pieces below MODE_MASS do not count.
+    Pieces with a mass below MODE_MASS are left out.
     """
     mass = posterior.log_density.exp() * posterior.step**2
     order = mass.argsort(descending=True)
@@ -105,9 +105,9 @@ def modes(posterior: Posterior) -> list[float]:
 
 
 def exact_elbo(model: VAE, images: Tensor, q: Gaussians) -> Tensor:
-    """The ELBO by the Gauss-Hermite rule, without any noise: (N,)."""
+    """The ELBO (N,), computed with Gauss-Hermite quadrature rather than random samples."""
     nodes, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(N_NODES))
-    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # sum to 1
+    weights = torch.outer(weights, weights).flatten() / (2 * math.pi)  # they sum to 1
     neg_elbo = torch.zeros(len(images), dtype=torch.float64)
     for eps, weight in zip(torch.cartesian_prod(nodes, nodes).float(), weights, strict=True):
         recon, kl, _ = elbo_terms(model, images, q, eps.expand(len(images), 2))
@@ -118,7 +118,7 @@ def exact_elbo(model: VAE, images: Tensor, q: Gaussians) -> Tensor:
 def measure(
     test_set: EncodedTestSet, indices: list[int], min_cells: int = FEW_CELLS
 ) -> tuple[list[Posterior], Tensor]:
-    """The true posteriors of these test images, and KL(q(z|x) || p(z|x)) in nats (N,)."""
+    """The true posteriors of the N test images `indices`, and KL(q(z|x) || p(z|x)) (N,) in nats."""
     images, q = test_set.images[indices], Gaussians(test_set.mu[indices], test_set.logvar[indices])
     found = true_posteriors(test_set.model, images, min_cells)
     log_evidence = torch.tensor([posterior.log_evidence for posterior in found])

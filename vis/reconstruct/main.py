@@ -1,4 +1,4 @@
-"""Reconstructions of test images or of your own pictures, decoded from the posterior mean.
+"""Reconstructs test images or your own pictures by decoding their posterior means.
 
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --n_images 30
 python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image my_seven.png
@@ -28,7 +28,7 @@ def enlarged(image: np.ndarray) -> torch.Tensor:
 
 
 def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
-    """Each row has a picture, the model's input (N, 1, 28, 28) uint8 and its reconstruction."""
+    """Draws images (N, 1, 28, 28) uint8 between the pictures in `paths` and the reconstructions."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):
@@ -40,7 +40,7 @@ def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) 
 
 
 def draw_pairs(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
-    """Rows of images (N, 1, 28, 28) uint8, each above its reconstruction."""
+    """Draws each of the images (N, 1, 28, 28) uint8 above its reconstruction."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu)
     n_columns = min(10, len(images))
     pairs = torch.cat((images / 255, decoded), dim=2)  # (N, 1, 56, 28)
@@ -53,11 +53,11 @@ def draw_pairs(images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
 
 
 def main() -> None:
-    parser = make_parser("Draws images beside their reconstructions.")
+    parser = make_parser("Draws images with their reconstructions.")
     parser.add_argument("--n_images", type=number(1, 1000), default=30, help="random test images")
-    parser.add_argument("--image", type=Path, nargs="+", help="your own pictures instead")
+    parser.add_argument("--image", type=Path, nargs="+", help="use your own pictures instead")
     args = parser.parse_args()
-    own = [read_image(path) for path in args.image or ()]  # before the slower work
+    own = [read_image(path) for path in args.image or ()]  # errors appear before the slow work
     test_set = EncodedTestSet(args)
     if own:
         images = binarize(torch.stack(own), test_set.binarize)

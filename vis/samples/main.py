@@ -1,4 +1,4 @@
-"""Samples of the model: draws from the prior, decoded.
+"""Samples of the model: decoded draws from the prior.
 
 python3 vis/samples/main.py --model_params pretrained/vae_mnist.pth --n_rows 10
 """
@@ -14,7 +14,7 @@ from vis.common import draw_grid, load_model, make_parser, save_figure
 
 
 def main() -> None:
-    parser = make_parser("Draws decoded samples from the prior.")
+    parser = make_parser("Decodes samples from the prior.")
     parser.add_argument("--n_rows", type=number(1, 100), default=10, help="rows of ten samples")
     args = parser.parse_args()
     model, _, name = load_model(args)

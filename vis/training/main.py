@@ -1,9 +1,9 @@
-"""Trains a two-dimensional model and films its latent space.
+"""Trains a model with two latent dimensions and films its latent space.
 
 python3 vis/training/main.py
 
-Left: the posterior means of the first 2,000 test images. Right: the decoded plane. With a flow,
-both panels show u. The -ELBO is an average over the first 1,000 validation images.
+Left: the posterior means of the first 2,000 test images. Right: a decoded grid of the plane.
+With a flow, both panels show u. The -ELBO is averaged over the first 1,000 validation images.
 """
 
 import io
@@ -28,13 +28,13 @@ from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # test and validation images per frame
-N_MOMENTS = 80  # the earliest coincide, so about 50 frames remain
-N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its edge
-FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
+N_MOMENTS = 80  # the earliest round to the same steps, so about 50 frames remain
+N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its largest coordinate
+FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours keep the file below 3 MB
 
 
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
-    """Trains on `images`; yields the number of steps so far and the average of the weights."""
+    """Trains on `images`. At selected steps, yields the step and the model with average weights."""
     n_steps, step = args.n_epochs * math.ceil(len(images) / args.batch_size), 0
     powers = ((n_steps / AVERAGE_EVERY) ** (i / N_MOMENTS) for i in range(N_MOMENTS))
     watched = {n_steps, *(AVERAGE_EVERY * round(power) for power in powers)}
@@ -73,13 +73,13 @@ def draw(u: Tensor, plane: Tensor, labels: Tensor, titles: list[str], symbol: st
 
 
 def main() -> None:
-    parser = cli.parser("Trains a model and films its latent space. Takes train.py's flags too.")
+    parser = cli.parser("Trains a model and films its latent space. Also takes train.py's flags.")
     parser.add_argument("--n_epochs", type=number(1), default=9, help="epochs of training")
     parser.add_argument("--save_dir", type=Path, default="figures", help="folder for the film")
     own, others = parser.parse_known_args()
     args = parse_flags([f"--n_epochs={own.n_epochs}", *others])
     if args.latent_dim != 2 or args.resume:
-        raise NotApplicable("a film needs a new run with 2 latent dimensions; change the flags.")
+        raise NotApplicable("a film needs --latent_dim 2 and does not take --resume.")
     train = load_mnist(args.data_dir, "train", args.dataset)[0][: args.n_train].to(args.device)
     val = binarize(load_mnist(args.data_dir, "val", args.dataset)[0], args.binarize)[:N_VAL]
     test, labels = load_mnist(args.data_dir, "test", args.dataset)

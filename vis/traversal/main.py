@@ -1,4 +1,4 @@
-"""The effect of each latent dimension: each row moves a test image along one dimension.
+"""The effect of the latent dimensions: each row moves a test image along one of them.
 
 python3 vis/traversal/main.py --model_params pretrained/vae_mnist.pth --image_index 9
 """
@@ -13,20 +13,20 @@ from utils import cli
 from utils.cli import number
 from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
-MAX_ROWS = 10  # the dimensions with the largest KL
-N_STEPS = 11  # images in a row; the middle one is not moved
+MAX_ROWS = 10  # one row per dimension, in order of decreasing KL
+N_STEPS = 11  # images per row; the middle one is not moved
 
 
 def main() -> None:
     parser = make_parser("Moves a test image along one latent dimension at a time.")
-    parser.add_argument("--image_index", type=number(0, 9999), default=9, help="the image to move")
+    parser.add_argument("--image_index", type=number(0, 9999), default=9, help="test image to move")
     args = parser.parse_args()
     test_set = EncodedTestSet(args)
     dimensions = test_set.by_kl[:MAX_ROWS]
     u = test_set.u[args.image_index].repeat(len(dimensions), N_STEPS, 1)  # (rows, N_STEPS, L)
     for row, dimension in zip(u, dimensions, strict=True):
         row[:, dimension] += torch.linspace(-2, 2, N_STEPS)
-    original = torch.zeros(N_STEPS, 1, 28, 28)  # the top row, black except in the middle
+    original = torch.zeros(N_STEPS, 1, 28, 28)  # the top row is black except in the middle
     original[N_STEPS // 2] = test_set.images[args.image_index] / 255
 
     title = f"A test image, moved along one dimension in each row\n{test_set.name}"
