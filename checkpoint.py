@@ -14,7 +14,7 @@ from utils.files import write_file
 
 
 def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict], **state) -> None:
-    """Writes weights, config, metrics (one row per epoch) and plain flags. Raises UserError.
+    """Writes weights, config, metrics per epoch, and flags (numbers or text). Raises UserError.
 
     `args` must contain `dataset` and `binarize`; `state` adds the data needed to resume the run.
     """
@@ -25,7 +25,7 @@ def save_checkpoint(path: Path, model: VAE, args: Namespace, metrics: list[dict]
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tuple[VAE, dict]:
-    """The model in eval mode on `device`, and the file's dict on the CPU. Runs no code in the file.
+    """The model in eval mode on `device`, and the stored dict on the CPU. Runs no code in the file.
 
     Raises UserError if the file is missing, damaged or not written by train.py.
     """
@@ -41,6 +41,6 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
         found = "not from this version of train.py"
         model = VAE(VAEConfig(**config))
         model.load_state_dict(content["weights"])
-    except Exception as error:  # the exceptions for foreign files are undocumented
+    except Exception as error:  # the exceptions that invalid files cause are undocumented
         raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
     return model.to(device).eval(), content

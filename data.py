@@ -1,4 +1,4 @@
-"""MNIST and its relatives as uint8 tensors: one fixed split, binarisation, batches.
+"""MNIST, FashionMNIST and KMNIST as uint8 tensors: fixed splits, binarisation and batches.
 
 The archives are read without extraction, so a read-only folder suffices.
 """
@@ -18,7 +18,7 @@ from utils.cli import UserError
 
 DATASETS = ("MNIST", "FashionMNIST", "KMNIST")  # torchvision's class names
 BINARIZE = ("none", "dynamic")
-SPLITS = {  # split -> archive, its number of images, the split's part
+SPLITS = {  # split -> archive's prefix, images in the archive, range of the split
     "train": ("train", 60_000, slice(0, 50_000)),
     "val": ("train", 60_000, slice(50_000, 60_000)),
     "test": ("t10k", 10_000, slice(0, 10_000)),
@@ -28,14 +28,14 @@ SPLITS = {  # split -> archive, its number of images, the split's part
 def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tuple[Tensor, Tensor]:
     """One split: images (N, 1, 28, 28) uint8 in 0..255 and labels (N,) int64 in 0..9.
 
-    `split` is "train" (the first 50,000 training images), "val" (the other 10,000) or
-    "test" (10,000). torchvision downloads archives that are not in `data_dir`/`dataset`/raw.
-    Raises UserError for a damaged archive, or a missing one that cannot be downloaded.
+    `split` is "train" (the first 50,000 training images), "val" (the last 10,000) or
+    "test" (all test images). torchvision downloads archives missing from `data_dir`/`dataset`/raw.
+    Raises UserError if an archive is damaged, or is missing and cannot be downloaded.
     """
     prefix, n, part = SPLITS[split]
     raw = Path(data_dir) / dataset / "raw"
     paths = [raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"]
-    if not all(map(os.path.isfile, paths)):  # usually the archives are not extracted
+    if not all(map(os.path.isfile, paths)):  # usually only the .gz archives exist
         paths = [path.with_name(f"{path.name}.gz") for path in paths]
     if not all(map(os.path.isfile, paths)):
         _download(Path(data_dir), dataset)
@@ -45,7 +45,7 @@ def load_mnist(data_dir: str | Path, split: str, dataset: str = "MNIST") -> tupl
 
 @lru_cache(maxsize=2)  # the training archive serves two splits
 def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A file in LeCun's idx format, gzipped or not, as a uint8 tensor without its header."""
+    """The data of a file in LeCun's idx format, gzipped or not, as a uint8 tensor."""
     try:
         # gzip verifies a checksum
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
@@ -60,7 +60,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def _download(data_dir: Path, dataset: str) -> None:
     """Lets torchvision fetch and verify the archives. Raises UserError."""
-    from torchvision import datasets  # here, because its import takes seconds
+    from torchvision import datasets  # imported only here, because the import takes seconds
 
     try:
         getattr(datasets, dataset)(data_dir, download=True)
@@ -73,10 +73,10 @@ def _download(data_dir: Path, dataset: str) -> None:
 
 
 def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
-    """uint8 pixels, unchanged ("none") or drawn as x' ~ Bernoulli(x / 255), 0 or 255 ("dynamic").
+    """Mode "none" changes nothing; "dynamic" draws each uint8 pixel x as 255 * Bernoulli(x / 255).
 
-    The draw is exact in integers: x' = 255 if x > r, with r uniform on 0..254. `rng` must be on the
-    images' device. Without it, as in evaluation, images must be on the CPU and the draw is fixed.
+    The draw is exact: x becomes 255 if x > r, and 0 otherwise, with integer r uniform on 0..254.
+    `rng` must be on the images' device. Without `rng`, images must be on the CPU and the seed is 0.
     """
     if mode == "none":
         return images
@@ -85,9 +85,9 @@ def binarize(images: Tensor, mode: str, rng: Generator | None = None) -> Tensor:
 
 
 def deform(images: Tensor, strength: float, rng: Generator) -> Tensor:
-    """Maps each image (B, 1, 28, 28) uint8 by its own random matrix I + strength * N(0, 1).
+    """Deforms each image (B, 1, 28, 28) uint8 by its own random 2x2 matrix, I + strength * N(0, 1).
 
-    Each matrix rotates, shears and stretches about the centre (bilinear, with zero padding).
+    Each matrix rotates, shears and stretches about the centre (bilinear sampling, zero padding).
     """
     noise = torch.randn(len(images), 2, 2, device=images.device, generator=rng)
     matrices = torch.eye(2, device=images.device) + strength * noise
@@ -100,7 +100,7 @@ def batches(
 ) -> Iterator[Tensor]:
     """All images (N, 1, 28, 28) uint8, shuffled, as batches x (B, 1, 28, 28) in [0, 1].
 
-    Each batch is deformed (if `strength` > 0) and binarised afresh. The last one may be smaller.
+    Each batch is deformed if `strength` > 0, then binarised by `mode`. The last one may be smaller.
     """
     order = torch.randperm(len(images), device=images.device, generator=rng)
     for index in order.split(batch_size):

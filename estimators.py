@@ -1,6 +1,6 @@
-"""Evaluation of a trained model: posteriors, ELBO terms, log p(x) by sampling and by integration.
+"""Evaluation of a trained model: posteriors, ELBO terms, and log p(x) by sampling or integration.
 
-Images are uint8 (N, 1, 28, 28) on any device. Terms and NLLs of images are float64 on the CPU.
+Images are uint8 (N, 1, 28, 28) on any device. ELBO terms and NLLs are float64 on the CPU.
 """
 
 import math
@@ -15,10 +15,10 @@ import loss
 from model import VAE
 from utils.device import rng
 
-NOISE_SEED = 0  # of the posterior draws, the same for every model and run
+NOISE_SEED = 0  # every model and every run is evaluated with this seed
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, Section 5.2
-GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside is below 2e-10
-GRID_TOLERANCE = 0.01  # nats: a grid is fine enough if halving its step moves the mean by less
+GRID_LIMIT = 6.5  # the grid covers [-6.5, 6.5]^L; the prior's mass outside it is below 2e-10
+GRID_TOLERANCE = 0.01  # nats: a grid suffices if halving its step changes the mean NLL by less
 MAX_GRID = 2049  # points per axis
 
 
@@ -31,7 +31,7 @@ class Gaussians(NamedTuple):
 
 @torch.no_grad()
 def posteriors(model: VAE, images: Tensor, batch_size: int = 1000) -> Gaussians:
-    """The encoder's q(z|x) of each image."""
+    """The encoder's q(z|x) for each image."""
     parts = [model.encode(part.to(model.device) / 255) for part in images.split(batch_size)]
     return Gaussians(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -67,7 +67,7 @@ def importance_weighted_nll(
     """-L_K of Burda et al. 2016 (eq. 8), on average an upper bound on -log p(x): (N,).
 
     The K = `n_samples` draws of an image are decoded in batches of at most `batch_size`, so the
-    decoder's memory does not grow with K. The draws of image i depend on i alone.
+    decoder's memory does not grow with K. The noise of image i depends only on i.
     """
     nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
     indices = torch.arange(len(images)).split(max(1, batch_size // n_samples))
@@ -85,9 +85,9 @@ def importance_weighted_nll(
 
 
 def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x|z) in nats of every image x (N, 784) given each z (n, L): (N, n).
+    """log p(x|z) in nats for every image x (N, 784) and every z (n, L): (N, n).
 
-    One matrix product for all pairs: x . logits - sum of softplus(logits).
+    One matrix product gives x . logits for all pairs; we subtract the sum of softplus(logits).
     """
     logits = model.decode(z).flatten(1)  # (n, 784)
     return x.to(logits.dtype) @ logits.T - F.softplus(logits).sum(dim=1)
@@ -116,7 +116,7 @@ def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT)
 
 
 def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, int, float]:
-    """Halves the step of `grid_nll` until the mean moves by less than GRID_TOLERANCE.
+    """Halves the step of `grid_nll` until the mean NLL changes by less than GRID_TOLERANCE.
 
     Returns the NLL (N,), the final number of points per axis, and the last change in the mean.
     """
@@ -136,7 +136,7 @@ def active_units(mu: Tensor) -> Tensor:
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    The reference is N(0, 1). With a flow, the KL does not split by dimension, so the reference is
+    The reference is N(0, 1). With a flow, the KL is not a sum over dimensions, so the reference is
     a Gaussian with the aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q

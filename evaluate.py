@@ -22,7 +22,7 @@ PIXELS = {
     "none": "grey pixels: a cross-entropy, not a likelihood",
     "dynamic": "one Bernoulli draw of the pixels",
 }
-ROWS = {  # of the table: key -> name, meaning
+ROWS = {  # key -> name and meaning in the printed table
     "recon": ("recon", "-log p(x|z), z from the posterior"),
     "kl": ("kl", "KL(q(z|x) || p(z)); with a flow, from one draw"),
     "neg_elbo": ("-ELBO", "recon + kl"),
@@ -34,7 +34,7 @@ FLAGS = ("split", "n_images", "n_importance_samples")
 
 
 def evaluate(args: Namespace) -> dict:
-    """All metrics of a checkpoint as a flat dict of plain values. Raises UserError."""
+    """All metrics of a checkpoint as a flat dict, ready for JSON. Raises UserError."""
     model, checkpoint = load_checkpoint(args.model_params, pick_device(args.device))
     latent_dim, dataset = model.config.latent_dim, checkpoint["args"]["dataset"]
     if args.exact and latent_dim > 2:
@@ -70,9 +70,9 @@ def evaluate(args: Namespace) -> dict:
 
 
 def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor) -> float:
-    """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws.
+    """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws of these.
 
-    Predicts the `labels` (N,) of `mu` (N, L) from draws of `labelled_mu` (M, L) and `labelled`
+    Predicts the `labels` (N,) of `mu` (N, L) from `labelled_mu` (M, L), whose labels are `labelled`
     (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
     """
     accuracies = []
@@ -109,8 +109,8 @@ def main() -> None:
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
     cli.add_common_flags(parser, batch_size=1024)
     add("--split", choices=("val", "test"), default="test", help="split to evaluate")
-    add("--n_images", type=number(2, 10_000), default=10_000, help="first n of a fixed permutation")
-    add("--binarize", choices=BINARIZE, help="default: as the checkpoint was trained")
+    add("--n_images", type=number(2, 10_000), default=10_000, help="size of a fixed random subset")
+    add("--binarize", choices=BINARIZE, help="pixels (default: as in training)")
     add("--n_importance_samples", type=number(1), default=500, metavar="K", help="draws for an NLL")
     add("--exact", action="store_true", help="integrate over z, in fp32 (1 or 2 dimensions only)")
     add("--json", action="store_true", help="print one JSON object and nothing else")

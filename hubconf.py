@@ -27,7 +27,7 @@ def _import_ours() -> None:
             sys.modules[f"vae_hub_{name}"] = module
             for value in vars(module).values():
                 if getattr(value, "__module__", None) == name:
-                    value.__module__ = f"vae_hub_{name}"  # where pickle finds it
+                    value.__module__ = f"vae_hub_{name}"  # the module that pickle will import
         sys.modules.update(callers)
 
 
@@ -40,20 +40,20 @@ def _load(name: str, device: str):
 
 
 def vae_mnist(device: str = "cpu"):
-    """The two-dimensional VAE of grey digits, in eval mode: encode(x), decode(z), sample(n)."""
+    """A 2-dimensional VAE trained on grey digits, in eval mode: encode(x), decode(z), sample(n)."""
     return _load("vae_mnist", device)
 
 
 def vae_mnist_2d_dynamic(device: str = "cpu"):
-    """The two-dimensional VAE of dynamically binarised digits."""
+    """A 2-dimensional VAE trained on dynamically binarised digits."""
     return _load("vae_mnist_2d_dynamic", device)
 
 
 def vae_mnist_40d(device: str = "cpu"):
-    """The 40-dimensional VAE of binarised digits with a standard normal prior."""
+    """A 40-dimensional VAE with a standard normal prior, trained on binarised digits."""
     return _load("vae_mnist_40d", device)
 
 
 def vae_mnist_40d_flow(device: str = "cpu"):
-    """The 40-dimensional VAE with a learned prior, from which `sample` draws."""
+    """A 40-dimensional VAE with a learned prior, from which `sample` draws."""
     return _load("vae_mnist_40d_flow", device)

@@ -1,4 +1,4 @@
-"""The variational autoencoder: encoder to (mu, logvar), reparameterization, decoder to logits.
+"""The variational autoencoder: encoder, reparameterization and decoder.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
 """
@@ -15,18 +15,18 @@ from prior import N_PAIRS, Prior
 from utils.device import autocast
 
 ARCHS, PRIORS = ("mlp", "conv"), ("normal", "flow")
-WIDTHS = {"mlp": 512, "conv": 32}  # hidden units, channels
+WIDTHS = {"mlp": 512, "conv": 32}  # hidden units of mlp, channels of conv
 IMAGE_SHAPE = (1, 28, 28)
 CONV = {"kernel_size": 3, "padding": 1}  # keeps height and width
 
 
 @dataclass
 class VAEConfig:
-    """Everything needed to rebuild a model; every checkpoint stores it."""
+    """A model's hyperparameters; every checkpoint stores them so that the model can be rebuilt."""
 
     arch: str = "mlp"
     latent_dim: int = 2  # L
-    width: int | None = None  # hidden units of mlp, channels of conv; None: from WIDTHS
+    width: int | None = None  # hidden units of mlp, channels of conv; None: as in WIDTHS
     n_blocks: int = 3  # residual blocks of the decoder; the encoder has one fewer
     prior: str = "normal"
 
@@ -72,7 +72,7 @@ class Decoder(nn.Sequential):
 
 
 class VAE(nn.Module):
-    """p(z), p(x|z) and q(z|x): see `encode`, `reparameterize`, `decode` and `sample`.
+    """A VAE: the prior p(z), the decoder p(x|z) and the encoder q(z|x).
 
     `mean_image`, the mean training image (1, 28, 28) in [0, 1], initialises the output bias.
     Results have the dtype of the weights. With `precision` "bf16", the matrix products of the
@@ -92,7 +92,7 @@ class VAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights, of all inputs and of all results."""
+        """The device of the weights, all inputs and all results."""
         return self.output_bias.device
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,14 +30,14 @@ from utils.cli import UserError, number
 from utils.files import new_folder, write_file
 
 BETAS, WARMUP_STEPS = (0.9, 0.99), 100  # AdamW's betas; steps of learning-rate warm-up
-MAX_GRADIENT_NORM = 1000.0  # several times the usual norm: clips only rare outliers
-# The averaged weights: every AVERAGE_EVERY-th step t counts as t ** AVERAGE_POWER. The last seventh
-# of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
+MAX_GRADIENT_NORM = 1000.0  # several times the usual norm, so it clips only rare outliers
+# Averaged weights: every AVERAGE_EVERY-th step t counts in proportion to t ** AVERAGE_POWER. The
+# last seventh of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
 AVERAGE_EVERY, AVERAGE_POWER = 8, 6
 FADED = 0.75  # share of the epochs after which no image is deformed
-COLLAPSED_KL = 0.1  # nats per image: below this, z says almost nothing about x
-SAVE_SECONDS = 10  # between two writes of last.pth
-COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # of metrics.csv, once for train and once for val
+COLLAPSED_KL = 0.1  # nats per image: below this, z hardly depends on x
+SAVE_SECONDS = 10  # minimum time between two writes of last.pth, except at the end
+COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # in metrics.csv, prefixed by train_ or val_
 
 
 def make_parser() -> ArgumentParser:
@@ -46,22 +46,22 @@ def make_parser() -> ArgumentParser:
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=512)
     add = parser.add_argument
-    add("--n_epochs", type=number(1), default=16, help="total epochs, before and after --resume")
+    add("--n_epochs", type=number(1), default=16, help="epochs of the whole run, resumed or not")
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="weight decay of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="reconstruction loss per pixel")
-    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta (784 with bce: -ELBO)")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; with bce, 784: -ELBO")
     add("--kl_warmup", type=number(0), default=0, help="steps until the KL weight reaches 1")
-    add("--n_importance_samples", type=number(1), default=1, help="K of the bound (1: the ELBO)")
-    add("--dataset", choices=DATASETS, default="MNIST", help="its name in torchvision")
+    add("--n_importance_samples", type=number(1), default=1, help="samples in the bound (1: ELBO)")
+    add("--dataset", choices=DATASETS, default="MNIST", help="name of the dataset in torchvision")
     add("--binarize", choices=BINARIZE, default="none", help="grey pixels, or x' ~ Bernoulli(x)")
-    add("--deform", type=number(0.0), default=0.0, help="std of random linear maps of the images")
+    add("--deform", type=number(0.0), default=0.0, help="std of random linear image distortions")
     add("--n_train", type=number(1, 50_000), default=50_000, help="train on the first N images")
     add("--arch", choices=ARCHS, default=VAEConfig.arch, help="residual MLP or convolutions")
     add("--latent_dim", type=number(1), default=VAEConfig.latent_dim, help="size of z")
     widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
     add("--width", type=number(1), help=f"hidden units or channels (default: {widths})")
-    add("--n_blocks", type=number(1), default=VAEConfig.n_blocks, help="blocks of the decoder")
+    add("--n_blocks", type=number(1), default=VAEConfig.n_blocks, help="decoder's residual blocks")
     add("--prior", choices=PRIORS, default=VAEConfig.prior, help="N(0, I), or a RealNVP flow")
     add("--save_dir", type=Path, help="folder of the run (default: a new one in ./runs)")
     start = parser.add_mutually_exclusive_group()
@@ -71,7 +71,7 @@ def make_parser() -> ArgumentParser:
 
 
 def parse_flags(argv: list[str] | None = None) -> Namespace:
-    """The flags of a run; a checkpoint to start from fixes some of them. Raises UserError."""
+    """Parses the flags of a run; --resume and --init_from fix some of them. Raises UserError."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if start := args.resume or args.init_from:
@@ -102,7 +102,7 @@ def train_one_epoch(
     model: VAE, average: VAE, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int
 ) -> Iterator[Tensor]:
     """One pass over images (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B)."""
-    # All randomness depends on seed and epoch, so a resumed run repeats an epoch bit for bit.
+    # Random numbers depend only on seed and epoch, so a resumed run repeats each epoch bit for bit.
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
     every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1  # so each epoch updates the average
@@ -135,16 +135,16 @@ def train_one_epoch(
 
 
 class Run(NamedTuple):
-    """A training run so far."""
+    """The state of a training run."""
 
     model: VAE
-    average: VAE  # the averaged weights, without gradients; they are validated and saved
+    average: VAE  # has the averaged weights and no gradients; it is validated and saved
     optimizer: AdamW
     metrics: list[dict]  # one row per epoch
 
 
 def build(args: Namespace, images: Tensor) -> Run:
-    """A new run, or the resumed one, on `images` (N, 1, 28, 28) uint8. Raises UserError."""
+    """A new or resumed run on `images` (N, 1, 28, 28) uint8. Raises UserError."""
     torch.manual_seed(args.seed)
     if start := args.resume or args.init_from:
         model, checkpoint = load_checkpoint(start, args.device)
@@ -165,7 +165,7 @@ def build(args: Namespace, images: Tensor) -> Run:
 
 
 def columns(split: str, terms: Tensor) -> dict[str, float]:
-    """Means over images of recon, kl and nll (3, N): recon_loss is per pixel, the rest in nats."""
+    """Averages recon, kl and nll (3, N) over images; recon_loss is per pixel, the rest in nats."""
     recon, kl, nll = terms.cpu().double().mean(dim=1).tolist()
     values = (recon / N_PIXELS, kl, nll + kl)
     return {f"{split}_{name}": value for name, value in zip(COLUMNS, values, strict=True)}
@@ -196,8 +196,8 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The row of the epoch that best.pth holds, which has the lowest validation loss."""
-    if args.n_importance_samples > 1:  # training does not minimise -ELBO: the latest epoch counts
+    """The row of the epoch saved as best.pth: the epoch with the lowest validation loss."""
+    if args.n_importance_samples > 1:  # -ELBO is not the training loss; take the last epoch
         return metrics[-1]
     return min(metrics, key=lambda r: args.recon_weight * r["val_recon_loss"] + r["val_kld_loss"])
 
@@ -205,7 +205,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
-    last.pth is written last, so a resumed run repeats later epochs and rewrites their files.
+    last.pth is written last. A resumed run repeats all epochs after it and rewrites their files.
     """
     model, average, optimizer, metrics = run
     folder = args.save_dir

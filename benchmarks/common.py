@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: scripts run as processes (Linux, macOS); facts about the machine."""
+"""Shared by the benchmarks: runs scripts as processes (Linux, macOS) and describes the machine."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from checkpoint import load_checkpoint
 from train import parse_flags
 from utils.cli import ROOT, UserError
 
-# Flags of train.py that reach conventional.py's quality, or the seed project's objective.
+# Flags with which train.py reaches conventional.py's -ELBO, or the objective of KimRass/VAE.
 OURS = "--latent_dim 20 --recon_weight 784 --n_blocks 1 --lr 0.009 --batch_size 96 --n_epochs 1"
 SEED_OBJECTIVE = (
     "--recon_loss mse --recon_weight 1837.5 --n_blocks 2 --lr 0.006 --batch_size 128 --n_epochs 3"
@@ -50,7 +50,7 @@ def evaluate(command: str, folder: str | Path) -> dict[str, float]:
 
 
 def machine(flags: str) -> str:
-    """The facts that every table of times needs, for train.py with these flags."""
+    """The CPU, and train.py's threads, device, precision and PyTorch version with these flags."""
     args, cpuinfo = parse_flags(shlex.split(flags)), Path("/proc/cpuinfo")
     names = re.findall("model name\t: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     facts = [platform.machine(), *names[:1], f"{torch.get_num_threads()} threads"]

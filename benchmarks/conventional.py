@@ -1,6 +1,6 @@
 """The training loop of most public repositories, with the network of pytorch/examples (vae).
 
-It uses a DataLoader, PIL and ToTensor per image, float32, unfused Adam and `.item()` per step.
+It uses float32, unfused Adam, `.item()` in each step, and a DataLoader with PIL and ToTensor.
 """
 
 import json
@@ -19,7 +19,7 @@ from utils import cli
 
 
 class Network(nn.Module):
-    """784-400-20-400-784, ReLU: x (B, 1, 28, 28) -> pixel means (like x), mu, logvar (B, 20)."""
+    """784-400-20-400-784 (ReLU): x (B, 1, 28, 28) -> pixel means (like x), mu, logvar (B, 20)."""
 
     def __init__(self):
         super().__init__()

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import machine, run, train
 from utils import cli
 
-SWEEPS = {  # one epoch with the defaults, except for this flag
+SWEEPS = {  # flag -> values; other flags keep their defaults, except for --n_epochs 1
     "n_train": (12_500, 25_000, 50_000),
     "batch_size": (32, 128, 512, 2048),
     "latent_dim": (2, 16, 64, 256),
@@ -19,7 +19,7 @@ SWEEPS = {  # one epoch with the defaults, except for this flag
 
 
 def print_row(flags: str) -> float:
-    """Prints the cost of a run; returns its best epoch's seconds. Raises UserError."""
+    """Prints the cost of a run; returns the seconds that its best epoch took. Raises UserError."""
     with TemporaryDirectory() as folder:
         best = train(f"train.py --device cpu --n_epochs 1 {flags}", folder)
     cells = f"{best['run_seconds']:.1f} | {best['seconds']:.1f} | {best['megabytes']:,.0f}"
@@ -28,7 +28,7 @@ def print_row(flags: str) -> float:
 
 
 def main() -> None:
-    cli.parser("Measures seconds and peak memory of train.py as its flags change.").parse_args()
+    cli.parser("Measures the time and peak memory of train.py with different flags.").parse_args()
     print(f"{machine('--device cpu')}\n")
     print("| flags | seconds of the run | seconds of its best epoch | peak memory, MB |")
     print("|---|---|---|---|")

@@ -1,9 +1,9 @@
-"""VAEs by the hour: the likelihood reached in a budget of minutes.
+"""VAEs by the hour: the likelihood reached within a given number of minutes.
 
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
     OMP_NUM_THREADS=1 taskset -c 0 python3 benchmarks/likelihood.py --n_epochs 23 --save_dir runs/1
 
---n_epochs lets each seed train on one core for as many epochs as all cores complete in a budget.
+With --n_epochs, one core can train each seed for as many epochs as all cores complete in a budget.
 """
 
 import sys
@@ -16,23 +16,23 @@ from utils import cli
 RECIPE = (
     "--arch conv --latent_dim 40 --binarize dynamic --recon_weight 784 --lr 0.002 --batch_size 128"
 )
-NLL = "--n_images 1000 --n_importance_samples 500"  # of each split
+NLL = "--n_images 1000 --n_importance_samples 500"  # flags of evaluate.py for each split
 
 
 def epochs_in(minutes: float, command: str, folder: Path) -> int:
-    """The number of epochs that fit, from trial runs of one and two epochs. Raises UserError."""
+    """The number of epochs that fit, estimated by runs of one and two epochs. Raises UserError."""
     one, two = (train(f"{command} --n_epochs {n}", folder / f"trial_{n}") for n in (1, 2))
     epoch = two["run_seconds"] - one["run_seconds"]
     return max(1, 1 + int((60 * minutes - one["run_seconds"]) / epoch))
 
 
 def main() -> None:
-    parser = cli.parser("Trains for a budget of minutes, then measures the NLL.")
+    parser = cli.parser("Trains within a time budget, then measures the NLL.")
     add = parser.add_argument
-    add("--minutes", type=cli.number(1.0), default=15.0, help="for the whole run of a seed")
-    add("--n_epochs", type=cli.number(1), help="in place of --minutes")
-    add("--n_seeds", type=cli.number(1), default=1, help=f"from seed {cli.SEED} on")
-    add("--save_dir", type=Path, required=True, help="holds a folder for each seed")
+    add("--minutes", type=cli.number(1.0), default=15.0, help="time budget of each run")
+    add("--n_epochs", type=cli.number(1), help="number of epochs, instead of --minutes")
+    add("--n_seeds", type=cli.number(1), default=1, help=f"number of seeds, from {cli.SEED} on")
+    add("--save_dir", type=Path, required=True, help="folder with a subfolder for each seed")
     add("--train_flags", default="", help="more flags for train.py, in one pair of quotes")
     args = parser.parse_args()
     flags = f"{RECIPE} {args.train_flags}"

@@ -17,7 +17,7 @@ from utils import cli
 from utils.files import write_file
 from vis.common import plt, save_figure
 
-LOSSES = {  # of popular implementations, as in docs/losses.md
+LOSSES = {  # name -> flags, for losses of popular implementations (docs/losses.md)
     "bce 784": "--recon_weight 784",
     "bce 784, dynamic": "--recon_weight 784 --binarize dynamic",
     "bce 600": "--recon_weight 600",
@@ -30,7 +30,7 @@ RECIPES = {  # set -> recipe -> flags of train.py
     "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
     "losses": LOSSES | BETAS | {f"{n}, 20-d": f"{f} --latent_dim 20" for n, f in LOSSES.items()},
 }
-N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and its pixels
+N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and more flags
 METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "gaussian_neg_elbo", "test_neg_elbo")
 METRICS += ("nll", "active_units", "knn_accuracy", "train_seconds")
 COLUMNS = ("recipe", "seed", "flags", *METRICS)
@@ -48,7 +48,7 @@ def measure(recipe: str, flags: str, seed: int, n_samples: str, strips: Path) ->
         write_file(strips / f"{recipe}_{seed}.png", lambda file: file.write(samples.read_bytes()))
     row = {"recipe": recipe, "seed": seed, "flags": flags} | best | test
     row |= {"test_neg_elbo": test["neg_elbo"], "train_seconds": best["run_seconds"]}
-    variance = best["val_recon_loss"] if "mse" in flags else math.nan  # a Gaussian decoder's best
+    variance = best["val_recon_loss"] if "mse" in flags else math.nan  # optimal for a Gaussian
     nll = N_PIXELS / 2 * math.log(2 * math.pi * math.e * variance)
     row["gaussian_neg_elbo"] = nll + best["val_kld_loss"]
     return {name: row[name] for name in COLUMNS}
@@ -66,7 +66,7 @@ def row_of_table(recipe: str, rows: list[dict]) -> str:
 
 
 def draw_strips(strips: Path) -> None:
-    """Draws strips.png: ten samples from each loss's first run, in 2 and in 20 dimensions."""
+    """Draws strips.png: ten samples from the first run of each loss, in 2 and 20 dimensions."""
     size = (10, 0.5 * len(LOSSES))
     figure, axes = plt.subplots(len(LOSSES), 2, figsize=size, layout="constrained")
     for row, name in zip(axes, LOSSES, strict=True):
@@ -82,8 +82,8 @@ def draw_strips(strips: Path) -> None:
 def main() -> None:
     parser = cli.parser("Trains and evaluates recipes with several seeds.")
     parser.add_argument("--recipes", choices=RECIPES, default="seeds", help="set of recipes")
-    parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"from seed {cli.SEED} on")
-    parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="CSV, a row per run")
+    parser.add_argument("--n_seeds", type=cli.number(1), default=5, help=f"seeds, from {cli.SEED}")
+    parser.add_argument("--save_to", type=Path, default="runs/seeds.csv", help="CSV of all runs")
     args = parser.parse_args()
     print(f"{machine('')}\n\n| recipe | n | {' | '.join(METRICS)} |")
     print("|---" * (len(METRICS) + 2) + "|", flush=True)

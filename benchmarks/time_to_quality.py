@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import OURS, SEED_OBJECTIVE, machine, run, train
 from utils import cli
 
-SEED_PROJECT = 72.40  # its objective on the validation images, after 84 epochs
-COMMANDS = {  # name -> command, key of its loss in a round
+SEED_PROJECT = 72.40  # KimRass/VAE's validation objective after 84 epochs
+COMMANDS = {  # name -> command, key under which `measure` returns its loss
     "conventional": ("conventional.py", "target_neg_elbo"),
     "ours": (f"train.py {OURS}", "ours_neg_elbo"),
     "seed_objective": (f"train.py {SEED_OBJECTIVE}", "seed_objective"),
@@ -20,7 +20,7 @@ COMMANDS = {  # name -> command, key of its loss in a round
 
 
 def measure(seed: int, n_train: int) -> dict[str, float]:
-    """The times and losses of one round. Raises UserError."""
+    """Runs each command once; returns the times and losses. Raises UserError."""
     same = f"--seed {seed} --n_train {n_train}"
     last, cost = run(f"benchmarks/conventional.py {same}")
     theirs = json.loads(last)
@@ -42,7 +42,7 @@ def median_and_range(values: list[float], form: str = ".2f") -> str:
 
 
 def table(rounds: list[dict[str, float]]) -> str:
-    """A Markdown table of medians, ranges and the number of rounds that reached the quality."""
+    """A Markdown table of medians, ranges and the number of rounds that reached the target."""
     reached = {
         "ours": sum(r["ours_neg_elbo"] <= r["target_neg_elbo"] for r in rounds),
         "seed_objective": sum(r["seed_objective"] <= SEED_PROJECT for r in rounds),
@@ -66,10 +66,10 @@ def main() -> None:
     parser = cli.parser("Times train.py and the conventional loop up to a quality.")
     add, images = parser.add_argument, cli.number(1, 50_000)
     add("--n_rounds", type=cli.number(1), default=3, help="rounds, each with its own seed")
-    add("--n_train", type=images, default=50_000, help="training images; fewer only for a trial")
+    add("--n_train", type=images, default=50_000, help="training images (fewer only for a trial)")
     add("--json", action="store_true", help="print the medians as JSON too, on the last line")
     args = parser.parse_args()
-    run("benchmarks/conventional.py --n_epochs 1 --n_train 1")  # extracts MNIST, untimed
+    run("benchmarks/conventional.py --n_epochs 1 --n_train 1")  # extracts MNIST before any timing
     rounds = [measure(cli.SEED + i, args.n_train) for i in range(args.n_rounds)]
     print(machine("--device cpu"))
     print(f"medians (ranges) of {args.n_rounds} rounds; nats; objective to reach {SEED_PROJECT}\n")

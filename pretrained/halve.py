@@ -1,4 +1,4 @@
-"""Copies a checkpoint with its weights in half precision, so that it takes half the space.
+"""Copies a checkpoint with its weights in half precision, which halves the size of the file.
 
 python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to 40d.pth
 """
@@ -22,7 +22,7 @@ def main() -> None:
     model, checkpoint = load_checkpoint(args.model_params)
     if not all(parameter.isfinite().all() for parameter in model.half().parameters()):
         raise UserError(
-            f"the weights of {args.model_params} are beyond the range of half precision; "
+            f"the weights of {args.model_params} exceed the range of half precision; "
             f"keep them as they are."
         )
     save_checkpoint(args.save_to, model, Namespace(**checkpoint["args"]), checkpoint["metrics"])

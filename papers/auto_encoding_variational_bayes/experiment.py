@@ -1,8 +1,8 @@
-"""Shared by the paper's experiments: the network, the recipes, and training chunk by chunk.
+"""Shared by the paper's experiments: networks, recipes, and training in chunks of samples.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114,
 Section 5. The random numbers of a chunk depend only on the seed and the chunk's index, so a resumed
-run ends like an uninterrupted one.
+run has the same result as an uninterrupted one.
 """
 
 from argparse import Namespace
@@ -23,19 +23,19 @@ LOSSES = {"AEVB": inference.aevb_loss, "wake-sleep": inference.wake_sleep_loss}
 RECIPES = ("paper", "variance", "ours")
 BINARIZE = ("none", "fixed", "dynamic")  # pixels: grey, drawn once, or drawn anew for each batch
 N_TRAIN, BATCH_SIZE = 50_000, 100
-CHUNK = 10_000  # samples with a random stream of their own
-N_HIDDEN = {2: 500, 3: 100}  # units of encoder and decoder, by the paper's figure
-INIT_STDS = {"paper": 0.01, "variance": 0.1}  # N(0, 0.01) read as std and as variance
-# Adagrad's step size by figure and algorithm. We chose among the paper's 0.01, 0.02 and 0.1 by the
-# training bound after 50,000 samples; for MCEM, by log p(x, z) after five iterations. With
-# 20 dimensions, --recipe variance and --binarize fixed each do better with --step_size 0.01.
+CHUNK = 10_000  # samples that share a random stream
+N_HIDDEN = {2: 500, 3: 100}  # the paper's figure -> hidden units of encoder and decoder
+INIT_STDS = {"paper": 0.01, "variance": 0.1}  # 0.01 in N(0, 0.01), read as std or variance
+# Figure -> algorithm -> Adagrad's step size, chosen among the paper's 0.01, 0.02 and 0.1 by the
+# training bound after 50,000 samples (MCEM: by log p(x, z) after five iterations). In 20
+# dimensions, --step_size 0.01 is better for --recipe variance and for --binarize fixed.
 STEP_SIZES = {
     2: {"AEVB": 0.02, "wake-sleep": 0.01},
     3: {"AEVB": 0.1, "wake-sleep": 0.02, "MCEM": 0.1},
 }
 OUR_LR = 2e-3  # peak learning rate of AdamW, the best of 1e-3, 2e-3 and 4e-3 on validation images
-N_LEAPFROG, N_UPDATES = 10, 5  # in an iteration of Monte Carlo EM
-N_TOGETHER = 1000  # images per tensor in Monte Carlo EM
+N_LEAPFROG, N_UPDATES = 10, 5  # leapfrog steps and updates per iteration of Monte Carlo EM
+N_TOGETHER = 1000  # images processed at once in Monte Carlo EM
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Network:
 
     algorithm: str
     latent_dim: int
-    figure: int = 2  # the paper's figure that has this network's curve
+    figure: int = 2  # the paper's figure that shows this network's curve
     n_train: int = N_TRAIN  # the first N training images
     recipe: str = "paper"
     binarize: str = "none"
 
     @property
     def chunk(self) -> int:
-        """Samples in a chunk, which for Monte Carlo EM is an iteration over all images.
+        """Samples in a chunk. For Monte Carlo EM, a chunk is one iteration over all images.
 
         Each leapfrog step or update counts as one sample per image, as the paper's curves imply.
         """
@@ -63,7 +63,7 @@ class Network:
 
 
 class TwoLayerVAE(VAE):
-    """Our VAE with the paper's networks (Appendix C): one hidden layer of tanh units each."""
+    """Our VAE with the paper's networks (Appendix C), each with one hidden layer of tanh units."""
 
     def __init__(self, network: Network, mean_image: Tensor | None = None):
         width = N_HIDDEN[network.figure]
@@ -89,10 +89,10 @@ class Run:
 
     def __init__(self, network: Network, images: Tensor, args: Namespace):
         torch.manual_seed(args.seed)
-        self.network, self.n_chunks, self.rows = network, 0, []  # rows: of the network's CSV
-        self.settings = [args.seed, args.step_size]  # a resumed run must repeat these
+        self.network, self.n_chunks, self.rows = network, 0, []  # rows: lines of the network's CSV
+        self.settings = [args.seed, args.step_size]  # must be the same when a run is resumed
         if network.recipe == "ours":
-            self.settings += [args.n_samples]  # on which the learning rate depends
+            self.settings += [args.n_samples]  # determines the learning rate
             self.model = TwoLayerVAE(network, images.float().mean(dim=0) / 255)
             self.optimizer = AdamW(self.model.parameters(), betas=BETAS, fused=True)
         else:
@@ -106,7 +106,7 @@ class Run:
 
 
 def chunk_order(n_train: int, chunk: int, seed: int) -> Tensor:
-    """Indices of a chunk's images (CHUNK,), from consecutive epochs, each shuffled on its own."""
+    """Indices (CHUNK,) of a chunk's images, from consecutive, separately shuffled epochs."""
     start = chunk * CHUNK
     epochs = range(start // n_train, -(-(start + CHUNK) // n_train))
     orders = [torch.randperm(n_train, generator=rng(seed, epoch)) for epoch in epochs]
@@ -136,7 +136,7 @@ def train_chunk(run: Run, images: Tensor, args: Namespace) -> None:
 
 
 def mcem_iteration(run: Run, images: Tensor, generator: Generator) -> None:
-    """Monte Carlo EM (paper: Appendix E): a draw z ~ p(z|x) for every image, then five updates.
+    """An iteration of Monte Carlo EM (Appendix E): a draw z ~ p(z|x) per image, then five updates.
 
     E step: 10 leapfrog steps continue each image's chain. M step: the weights follow the gradient
     of log p(x, z), averaged over all `images` (N, 1, 28, 28) uint8.

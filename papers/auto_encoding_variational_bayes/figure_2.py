@@ -3,9 +3,9 @@
 python3 papers/auto_encoding_variational_bayes/figure_2.py
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours
 
---recipe paper trains AEVB and wake-sleep. --recipe variance trains AEVB and reads 0.01 as the
-initial weights' variance. --recipe ours trains AEVB with AdamW and warm-up, PyTorch's initial
-weights, the mean image as output bias and a posterior variance of at most 1.
+--recipe paper trains AEVB and wake-sleep. --recipe variance trains AEVB and takes the paper's 0.01
+as the variance of the initial weights. --recipe ours trains AEVB by AdamW with warm-up. It uses
+PyTorch's initialisation, the mean image as output bias and a posterior variance of at most 1.
 """
 
 import sys
@@ -23,10 +23,10 @@ LATENT_DIMS, ALGORITHMS = (3, 5, 10, 20, 200), ("AEVB", "wake-sleep")
 def main() -> None:
     parser = make_parser("Reproduces figure 2 of the paper on MNIST.")
     add = parser.add_argument
-    add("--latent_dim", type=int, choices=LATENT_DIMS, nargs="+", default=LATENT_DIMS, help="of z")
+    add("--latent_dim", type=int, choices=LATENT_DIMS, nargs="+", default=LATENT_DIMS, help="sizes")
     add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="for --recipe paper")
-    add("--recipe", choices=RECIPES, default="paper", help="how the networks are trained")
-    add("--binarize", choices=BINARIZE, default="none", help="grey, drawn once or per batch")
+    add("--recipe", choices=RECIPES, default="paper", help="how to train the networks")
+    add("--binarize", choices=BINARIZE, default="none", help="grey, or drawn once or per batch")
     args = parser.parse_args()
     how = {"recipe": args.recipe, "binarize": args.binarize}
     algorithms = args.algorithm if args.recipe == "paper" else ("AEVB",)

@@ -1,9 +1,9 @@
-"""The paper's figure 3: marginal log-likelihood by AEVB, wake-sleep and Monte Carlo EM.
+"""The paper's figure 3: marginal log-likelihood with AEVB, wake-sleep and Monte Carlo EM.
 
 python3 papers/auto_encoding_variational_bayes/figure_3.py
 
-The networks have 100 units and 3 latent dimensions and train on 1,000 or 50,000 images. The curves
-are Appendix D's estimates. For each curve's last point, a grid also gives the exact value.
+The networks have 100 hidden units and 3 latent dimensions. We train on 1,000 or 50,000 images. The
+curves show Appendix D's estimates. A grid also gives the exact value at each curve's last point.
 """
 
 import sys
@@ -27,7 +27,7 @@ N_GRID, GRID_LIMIT = 61, 4.5  # outside [-4.5, 4.5]^3 the prior has 2e-5 of its 
 
 
 def evidence(model: VAE, images: Tensor, is_last: bool, n_images: int) -> dict[str, float]:
-    """Mean log p(x) of the first images (N, 1, 28, 28) uint8, by estimator, in nats."""
+    """Mean log p(x) in nats by estimator, for the first `n_images` images (N, 1, 28, 28) uint8."""
     images = images[:n_images]
     nats = {"appendix D": estimate_evidence(model, images, rng(NOISE_SEED)).mean().item()}
     if is_last:
@@ -39,7 +39,7 @@ def main() -> None:
     parser = make_parser("Reproduces figure 3 of the paper.")
     add = parser.add_argument
     add("--n_train", type=int, choices=SIZES, nargs="+", default=SIZES, help="training images")
-    add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="how to train")
+    add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="training methods")
     add("--n_images", type=cli.number(1, 10_000), default=1000, help="images to evaluate per split")
     args = parser.parse_args()
     pairs = product(args.algorithm, args.n_train)

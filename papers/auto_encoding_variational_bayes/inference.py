@@ -1,7 +1,7 @@
-"""The paper's inference as pure functions: AEVB, its two competitors, and Appendix D.
+"""The paper's methods as pure functions: AEVB, its two competitors, and Appendix D's estimator.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
-Shapes: B images, each with its own Markov chain, S draws per chain, L latent dimensions.
+Shapes: B images with one Markov chain each, S draws per chain, L latent dimensions.
 """
 
 import math
@@ -22,12 +22,12 @@ from loss import (
 )
 from model import VAE
 
-TARGET_ACCEPTANCE = 0.9  # the paper's, Appendix E
-ADAPTATION_RATE = 0.1  # of log(step size), per step
+TARGET_ACCEPTANCE = 0.9  # Appendix E
+ADAPTATION_RATE = 0.1  # log(step size) changes by this rate times the excess acceptance
 FIRST_STEP_SIZE = 0.1
 N_LEAPFROG = 4  # Appendix D
 N_POSTERIOR_DRAWS = 50  # Appendix D
-N_BURN_IN = 50  # steps that adapt the step size before the draws; the paper states none
+N_BURN_IN = 50  # steps that adapt the step size before the draws; the paper mentions no burn-in
 N_PRIOR_DRAWS = 10_000  # candidates for a chain's start
 
 
@@ -53,7 +53,7 @@ def wake_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 
 def sleep_loss(model: VAE, n: int, generator: Generator) -> Tensor:
-    """-log q(z|x), a mean over n draws of z ~ p(z), x ~ p(x|z): (). Only the encoder learns."""
+    """-log q(z|x), a mean over n draws (x, z) ~ p(x, z): (). Only the encoder gets a gradient."""
     with torch.no_grad():
         z = torch.randn(n, model.config.latent_dim, generator=generator)
         mean = torch.sigmoid(model.decode(z))  # (n, 1, 28, 28)
@@ -67,18 +67,18 @@ def wake_sleep_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 
 class Posterior:
-    """log p(x, z) as a function of z, for images x (B, 1, 28, 28): p(z|x) up to a constant."""
+    """log p(x, z) as a function of z, for images x (B, 1, 28, 28); log p(z|x) plus a constant."""
 
     def __init__(self, model: VAE, x: Tensor):
         self.model, self.x = model, x
 
     @torch.no_grad()
     def log_prob(self, z: Tensor) -> Tensor:
-        """(B, L) -> (B,), nats."""
+        """log p(x, z) in nats: (B, L) -> (B,)."""
         return standard_normal_log_prob(z) - bernoulli_nll(self.model.decode(z), self.x)
 
     def gradient(self, z: Tensor) -> Tensor:
-        """The gradient of `log_prob` in z: (B, L) -> (B, L)."""
+        """The gradient of `log_prob` with respect to z: (B, L) -> (B, L)."""
         z = z.detach().requires_grad_()
         logits = self.model.decode(z)  # (B, 1, 28, 28)
         residual = self.x - torch.sigmoid(logits.detach())  # d log p(x|z) / d logits
@@ -89,7 +89,7 @@ class Chain(NamedTuple):
     """The states of B Markov chains; each accepts or rejects its own proposals."""
 
     z: Tensor  # (B, L)
-    log_prob: Tensor  # (B,): of z
+    log_prob: Tensor  # (B,), log p(x, z) at z
     step_size: Tensor  # (B, 1)
 
 
@@ -98,7 +98,7 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor]:
     """Hamiltonian dynamics with unit mass: z, momentum (B, L), step_size (B, 1) -> z, momentum.
 
-    The map preserves volume, and negating the momentum reverses it (Neal 2011, eqs. 2.28-30).
+    The map preserves volume, and negating the momentum reverses it (Neal 2011, eqs. 2.28-2.30).
     """
     momentum = momentum + 0.5 * step_size * posterior.gradient(z)
     for step in range(1, n_steps + 1):
@@ -113,7 +113,7 @@ def hmc_step(
 ) -> Chain:
     """One step of Hamiltonian Monte Carlo, which leaves each p(z|x) invariant (Neal 2011).
 
-    With `adapt`, each chain's step size moves towards an acceptance rate of 90 %.
+    `adapt` changes each chain's step size so that the acceptance rate approaches 90 %.
     """
     start = torch.randn(chain.z.shape, generator=generator)
     z, end = leapfrog(chain.z, start, posterior, chain.step_size, n_leapfrog)
@@ -148,7 +148,7 @@ def evidence_by_appendix_d(chain: Chain, posterior: Posterior, generator: Genera
 
 
 def fit_gaussian(z: Tensor) -> MultivariateNormal:
-    """Gaussians with the mean and covariance of each chain's draws z (S, B, L)."""
+    """One Gaussian per chain, with the mean and covariance of the chain's draws z (S, B, L)."""
     centred = z - z.mean(dim=0)
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(z) - 1)
     jitter = 1e-8 * torch.eye(z.shape[-1])  # a chain that never moved has zero covariance
@@ -157,9 +157,9 @@ def fit_gaussian(z: Tensor) -> MultivariateNormal:
 
 @torch.no_grad()
 def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """For each image x (B, 1, 28, 28), one of 10,000 draws from p(z), weighted by p(x|z): (B, L).
+    """Picks one of 10,000 draws z ~ p(z) for each image x (B, 1, 28, 28): (B, L).
 
-    This is nearly a draw from p(z|x) and needs no encoder.
+    z is picked with a probability proportional to p(x|z), so it is nearly a draw from p(z|x).
     """
     z = torch.randn(N_PRIOR_DRAWS, model.config.latent_dim, generator=generator)
     table = log_likelihood_table(model, x.flatten(1), z)  # (B, 10000)
@@ -167,7 +167,7 @@ def resampled_prior(model: VAE, x: Tensor, generator: Generator) -> Tensor:
 
 
 def estimate_evidence(model: VAE, images: Tensor, generator: Generator) -> Tensor:
-    """log p(x) of images (N, 1, 28, 28) uint8 by Appendix D, in nats: (N,)."""
+    """log p(x) of images (N, 1, 28, 28) uint8 by Appendix D's estimator, in nats: (N,)."""
     x = images / 255
     posterior = Posterior(model, x)
     z = resampled_prior(model, x, generator)

@@ -30,15 +30,15 @@ COLUMNS += ("recipe", "binarize", "estimator")
 ROW_ORDER = ("n_train", "latent_dim", "recipe", "binarize", "algorithm", "estimator", "split")
 N_ESTIMATED = 10_000  # training images whose bound is estimated, besides all test images
 PAPER_CURVES = Path(__file__).with_name("paper_curves.csv")
-PROGRESS = ("settings", "n_chunks", "rows", "z", "hmc_step_size")  # in a checkpoint, beside weights
+PROGRESS = ("settings", "n_chunks", "rows", "z", "hmc_step_size")  # attributes in each checkpoint
 COLOURS = {"AEVB": BRIGHT[1], "wake-sleep": BRIGHT[0], "MCEM": BRIGHT[2]}
-STYLES = {"none": {"lw": 6, "alpha": 0.3}, "paper": {"lw": 1.5}}  # by recipe; "none": the paper's
+STYLES = {"none": {"lw": 6, "alpha": 0.3}, "paper": {"lw": 1.5}}  # "none": the paper's own curve
 STYLES |= {"ours": {"lw": 1.5, "color": "black"}}
 NAMES = {"none": "the paper's curve", "paper": "its recipe here", "ours": "AEVB, our recipe"}
 DASHES = {"train": ":", "test": "-"}
 
 Rows = list[dict[str, str]]
-Estimate = Callable[[VAE, Tensor, bool], dict[str, float]]  # nats per image by estimator
+Estimate = Callable[[VAE, Tensor, bool], dict[str, float]]  # estimator -> nats per image
 
 
 def make_parser(description: str) -> ArgumentParser:
@@ -46,7 +46,7 @@ def make_parser(description: str) -> ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="samples per network")
-    add("--step_size", type=cli.number(0.0), help="Adagrad's step (default: from STEP_SIZES)")
+    add("--step_size", type=cli.number(0.0), help="Adagrad's step size (default: STEP_SIZES)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     where = "folder for all files; if it has a CSV but no networks, the figure is only redrawn"
     add("--save_dir", type=Path, default=Path("figures"), help=where)
@@ -62,7 +62,7 @@ def bound(model: VAE, images: Tensor, is_last: bool = False) -> dict[str, float]
 
 
 def load_splits(network: Network, data_dir: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """The images to train on and, by split, the images to evaluate: (N, 1, 28, 28) uint8."""
+    """The images to train on and, for each split, the images to evaluate: (N, 1, 28, 28) uint8."""
     images = load_mnist(data_dir, "train")[0][: network.n_train]
     if network.binarize == "fixed":
         images = binarize(images, "dynamic")
@@ -80,7 +80,7 @@ def curve_points(n_samples: int, chunk: int) -> set[int]:
 def save(run: Run, path: Path) -> None:
     """Writes a network's checkpoint and, beside it, its CSV. Raises UserError.
 
-    The checkpoint comes last: if a run stops before it, resuming rewrites the CSV's rows.
+    The checkpoint is written last: if a run stops before that, the resumed run rewrites the CSV.
     """
     write_rows(path.with_suffix(".csv"), run.rows)
     state = {name: getattr(run, name) for name in PROGRESS}
@@ -89,7 +89,7 @@ def save(run: Run, path: Path) -> None:
 
 
 def resume(run: Run, path: Path) -> None:
-    """Continues from the checkpoint. Raises UserError."""
+    """Restores a run from its checkpoint. Raises UserError."""
     try:
         state = torch.load(path, weights_only=True)
         if state["settings"] != run.settings:
@@ -97,7 +97,7 @@ def resume(run: Run, path: Path) -> None:
         run.model.load_state_dict(state.pop("model"))
         run.optimizer.load_state_dict(state.pop("optimizer"))
         vars(run).update(state)
-    except Exception as error:  # errors of damaged files are undocumented
+    except Exception as error:  # the errors that damaged files cause are undocumented
         reason = "damaged or has another --seed, --step_size or (with our recipe) --n_samples"
         raise cli.UserError(f"{path} is {reason}; choose another --save_dir.") from error
 
@@ -109,7 +109,7 @@ def train(network: Network, estimate: Estimate, args: Namespace) -> VAE:
     if path.is_file():
         resume(run, path)
     points = curve_points(args.n_samples, network.chunk)
-    torch.set_flush_denormal(True)  # denormal gradients would slow every product
+    torch.set_flush_denormal(True)  # denormal gradients would slow down all matrix products
     for chunk in tqdm(range(run.n_chunks + 1, max(points) + 1), str(network), disable=None):
         train_chunk(run, images, args)
         if chunk in points:
@@ -119,7 +119,7 @@ def train(network: Network, estimate: Estimate, args: Namespace) -> VAE:
 
 
 def evaluate(run: Run, splits: dict[str, Tensor], estimate: Estimate, is_last: bool) -> Rows:
-    """A row of the CSV for each split and estimator."""
+    """Rows of the CSV, one for each split and estimator."""
     rows, n_samples = [], run.n_chunks * run.network.chunk
     for split, images in splits.items():
         for estimator, nats in estimate(run.model.eval(), images, is_last).items():
@@ -132,7 +132,7 @@ def evaluate(run: Run, splits: dict[str, Tensor], estimate: Estimate, is_last: b
 def figure_rows(networks: list[Network], estimate: Estimate, args: Namespace) -> Rows:
     """Trains `networks`. Returns the figure's CSV, with the rows of all its networks in --save_dir.
 
-    If the folder has this CSV but no networks, the CSV is only read. Raises UserError.
+    If --save_dir has this CSV but no networks, the CSV is only read. Raises UserError.
     """
     figure, folder = networks[0].figure, args.save_dir / "networks"
     path = args.save_dir / f"figure_{figure}.csv"
@@ -176,7 +176,7 @@ def print_comparison(rows: Rows) -> None:
 def draw(rows: Rows, column: str, panels: dict[str, str], save_dir: Path, **first_axes) -> None:
     """Draws nats against samples, one panel per value of `column`; `panels` maps values to titles.
 
-    The paper's curves are thick and pale, behind ours. Training is dotted, test solid.
+    The paper's curves are thick and pale. Training curves are dotted, test curves solid.
     """
     size = (2.5 * len(panels) + 1.5, 4)
     figure, all_axes = plt.subplots(1, len(panels), sharex=True, sharey=True, figsize=size)
