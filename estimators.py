@@ -67,7 +67,7 @@ def importance_weighted_nll(
     """-L_K of Burda et al. 2016 (eq. 8), on average an upper bound on -log p(x): (N,).
 
     The K = `n_samples` draws of an image are decoded in batches of at most `batch_size`, so the
-    decoder's memory does not grow with K. The noise of image i depends only on i.
+    decoder's memory does not grow with K. The eps of image i depends only on i.
     """
     nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
     indices = torch.arange(len(images)).split(max(1, batch_size // n_samples))

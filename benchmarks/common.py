@@ -50,7 +50,7 @@ def evaluate(command: str, folder: str | Path) -> dict[str, float]:
 
 
 def machine(flags: str) -> str:
-    """The CPU, and train.py's threads, device, precision and PyTorch version with these flags."""
+    """CPU, threads, PyTorch version, and train.py's device and precision with these flags."""
     args, cpuinfo = parse_flags(shlex.split(flags)), Path("/proc/cpuinfo")
     names = re.findall("model name\t: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     facts = [platform.machine(), *names[:1], f"{torch.get_num_threads()} threads"]

@@ -1,4 +1,4 @@
-"""Copies a checkpoint with its weights in half precision, which halves the size of the file.
+"""Copies a checkpoint and rounds its weights to half precision, which halves the file size.
 
 python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to 40d.pth
 """
@@ -14,7 +14,7 @@ from utils.cli import UserError
 
 
 def main() -> None:
-    parser = cli.parser("Copies a checkpoint with its weights in half precision.")
+    parser = cli.parser("Copies a checkpoint in half precision.")
     add = parser.add_argument
     add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
     add("--save_to", type=Path, required=True, help="the .pth file to write")

@@ -22,7 +22,7 @@ FEW_CELLS = 100  # the smallest number of cells in a posterior that is not drawn
 TOLERANCE = 0.03  # nats; cells are small enough if the last halving changed log p(x) by less
 DEPTH = 10.0  # a posterior is cut off this many nats below its peak
 NARROWEST = 0.006  # the smallest standard deviation of a peak that every grid must find
-REGION_MASS, MODE_MASS = 0.9, 0.01  # share of the mass in all modes; smallest share of a mode
+REGION_MASS, MODE_MASS = 0.9, 0.01  # mass of all modes together; minimum mass of one mode
 N_NODES = 10  # Gauss-Hermite nodes along each axis of z
 CHUNK = 2048  # points that are decoded at once
 
