@@ -41,6 +41,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
         found = "not from this version of train.py"
         model = VAE(VAEConfig(**config))
         model.load_state_dict(content["weights"])
+        if not {"dataset", "binarize"} <= content["args"].keys():
+            raise KeyError("args")
     except Exception as error:  # the exceptions that invalid files cause are undocumented
         raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
     return model.to(device).eval(), content

@@ -128,7 +128,7 @@ def train_one_epoch(
             group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
         optimizer.step()
         if (step + 1) % every == 0:
-            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # integral of t ** 6: t ** 7 / 7
+            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # as integrals of the weights
             for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(parameter.detach(), 1 - past)
         yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
