@@ -102,7 +102,7 @@ def train_one_epoch(
     model: VAE, average: VAE, optimizer: AdamW, images: Tensor, args: Namespace, epoch: int
 ) -> Iterator[Tensor]:
     """One pass over images (N, 1, 28, 28) uint8; yields recon, kl and nll of each batch (3, B)."""
-    # Random numbers depend only on seed and epoch, so a resumed run repeats each epoch bit for bit.
+    # Random numbers depend only on seed and epoch, so resumed runs match uninterrupted ones.
     rng = device.rng(args.seed, epoch, device=images.device)
     n_steps = math.ceil(len(images) / args.batch_size)
     every = AVERAGE_EVERY if n_steps >= AVERAGE_EVERY else 1  # so each epoch updates the average
@@ -165,7 +165,7 @@ def build(args: Namespace, images: Tensor) -> Run:
 
 
 def columns(split: str, terms: Tensor) -> dict[str, float]:
-    """Averages recon, kl and nll (3, N) over images; recon_loss is per pixel, the rest in nats."""
+    """Averages recon, kl, nll (3, N) over images; recon_loss is per pixel, the rest per image."""
     recon, kl, nll = terms.cpu().double().mean(dim=1).tolist()
     values = (recon / N_PIXELS, kl, nll + kl)
     return {f"{split}_{name}": value for name, value in zip(COLUMNS, values, strict=True)}

@@ -38,7 +38,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def number(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A type for flags: a number from `low` to `high`, which must be whole if `low` is an int."""
+    """A type for flags: a number (whole if `low` is an int) from `low` to `high`."""
     kind = type(low)
 
     def parse(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The paper's methods as pure functions: AEVB, its two competitors, and Appendix D's estimator.
+"""The paper's methods as functions: AEVB, its two competitors, and Appendix D's estimator.
 
 Paper: Kingma and Welling, Auto-Encoding Variational Bayes (2014), https://arxiv.org/abs/1312.6114.
 Shapes: B images with one Markov chain each, S draws per chain, L latent dimensions.

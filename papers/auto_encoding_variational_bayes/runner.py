@@ -97,7 +97,7 @@ def resume(run: Run, path: Path) -> None:
         run.model.load_state_dict(state.pop("model"))
         run.optimizer.load_state_dict(state.pop("optimizer"))
         vars(run).update(state)
-    except Exception as error:  # the errors that damaged files cause are undocumented
+    except Exception as error:  # errors from damaged files are undocumented
         reason = "damaged or has another --seed, --step_size or (with our recipe) --n_samples"
         raise cli.UserError(f"{path} is {reason}; choose another --save_dir.") from error
 
@@ -130,7 +130,7 @@ def evaluate(run: Run, splits: dict[str, Tensor], estimate: Estimate, is_last: b
 
 
 def figure_rows(networks: list[Network], estimate: Estimate, args: Namespace) -> Rows:
-    """Trains `networks`. Returns the figure's CSV, with the rows of all its networks in --save_dir.
+    """Trains `networks`. Returns the CSV's rows, for all the figure's networks in --save_dir.
 
     If --save_dir has this CSV but no networks, the CSV is only read. Raises UserError.
     """

@@ -17,7 +17,7 @@ from utils import cli
 from vis.common import DIGIT_COLOURS, EncodedTestSet, make_parser, plt, save_figure, tile
 from vis.posterior.true_posterior import Posterior, measure, modes
 
-IMAGES = [126, 79, 0]  # images with three posterior modes, with a poor fit and with a good fit
+IMAGES = [126, 79, 0]  # in order: three posterior modes, a poor fit, a good fit
 N_SUMMARISED = 1000  # number of test images for --summary
 MIN_CELLS = 500  # the smallest number of cells in a posterior that is drawn
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak, at 0 to 3 standard deviations

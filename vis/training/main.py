@@ -28,7 +28,7 @@ from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # test and validation images per frame
-N_MOMENTS = 80  # the earliest round to the same steps, so about 50 frames remain
+N_MOMENTS = 80  # early moments share steps, so about 50 frames remain
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its largest coordinate
 FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours keep the file below 3 MB
 
