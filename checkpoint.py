@@ -1,4 +1,4 @@
-"""A checkpoint: one file from which a model is rebuilt and its run is resumed."""
+"""A checkpoint: a file to rebuild a model from and, if last.pth, resume a run."""
 
 import os
 import zipfile

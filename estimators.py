@@ -64,9 +64,9 @@ def elbo_terms(
 def importance_weighted_nll(
     model: VAE, images: Tensor, q: Gaussians, n_samples: int, batch_size: int = 1000
 ) -> Tensor:
-    """-L_K of Burda et al. 2016 (eq. 8), on average an upper bound on -log p(x): (N,).
+    """Estimates -L_K (Burda et al. 2016, eq. 8), an upper bound on -log p(x): (N,).
 
-    The K = `n_samples` draws of an image are decoded in batches of at most `batch_size`, so the
+    The K = `n_samples` draws per image are decoded in batches of at most `batch_size`, so the
     decoder's memory does not grow with K. The eps of image i depends only on i.
     """
     nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
@@ -116,7 +116,7 @@ def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT)
 
 
 def exact_nll(model: VAE, images: Tensor, n_grid: int = 257) -> tuple[Tensor, int, float]:
-    """Halves the step of `grid_nll` until the mean NLL changes by less than GRID_TOLERANCE.
+    """Halves the step until the mean NLL moves by < GRID_TOLERANCE or MAX_GRID is reached.
 
     Returns the NLL (N,), the final number of points per axis, and the last change in the mean.
     """
@@ -136,7 +136,7 @@ def active_units(mu: Tensor) -> Tensor:
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    The reference is N(0, 1). With a flow, the KL is not a sum over dimensions, so the reference is
+    The reference is N(0, 1) or, with a flow, whose KL is not a sum over dimensions,
     a Gaussian with the aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q

@@ -70,7 +70,7 @@ def evaluate(args: Namespace) -> dict:
 
 
 def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor) -> float:
-    """5-nearest-neighbour accuracy with 1,000 labelled images, averaged over seeded draws of these.
+    """5-nearest-neighbour accuracy, averaged over seeded draws of 1,000 labelled images.
 
     Predicts the `labels` (N,) of `mu` (N, L) from `labelled_mu` (M, L), whose labels are `labelled`
     (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
@@ -106,7 +106,7 @@ def print_table(r: dict) -> None:
 def main() -> None:
     parser = cli.parser("Prints a checkpoint's metrics on held-out images, in nats per image.")
     add = parser.add_argument
-    add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
+    add("--model_params", type=Path, required=True, help="a model's .pth file")
     cli.add_common_flags(parser, batch_size=1024)
     add("--split", choices=("val", "test"), default="test", help="split to evaluate")
     add("--n_images", type=number(2, 10_000), default=10_000, help="size of a fixed random subset")

@@ -40,7 +40,7 @@ def _load(name: str, device: str):
 
 
 def vae_mnist(device: str = "cpu"):
-    """A 2-dimensional VAE trained on grey digits, in eval mode: encode(x), decode(z), sample(n)."""
+    """A 2-dimensional VAE (in eval mode) for grey digits: encode(x), decode(z), sample(n)."""
     return _load("vae_mnist", device)
 
 

@@ -34,7 +34,7 @@ MAX_GRADIENT_NORM = 1000.0  # several times the usual norm, so it clips only rar
 # Averaged weights: every AVERAGE_EVERY-th step t counts in proportion to t ** AVERAGE_POWER. The
 # last seventh of the steps dominates (Karras et al. 2024, https://arxiv.org/abs/2312.02696, eq. 8).
 AVERAGE_EVERY, AVERAGE_POWER = 8, 6
-FADED = 0.75  # share of the epochs after which no image is deformed
+FADED = 0.75  # deformation fades to 0 over this share of the run
 COLLAPSED_KL = 0.1  # nats per image: below this, z hardly depends on x
 SAVE_SECONDS = 10  # minimum time between two writes of last.pth, except at the end
 COLUMNS = ("recon_loss", "kld_loss", "neg_elbo")  # in metrics.csv, prefixed by train_ or val_
@@ -50,7 +50,7 @@ def make_parser() -> ArgumentParser:
     add("--lr", type=number(0.0), default=6e-3, help="peak learning rate of AdamW")
     add("--weight_decay", type=number(0.0), default=0.01, help="weight decay of AdamW")
     add("--recon_loss", choices=("bce", "mse"), default="bce", help="reconstruction loss per pixel")
-    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta; with bce, 784: -ELBO")
+    add("--recon_weight", type=number(0.0), default=600.0, help="784 / beta (784: -ELBO with bce)")
     add("--kl_warmup", type=number(0), default=0, help="steps until the KL weight reaches 1")
     add("--n_importance_samples", type=number(1), default=1, help="samples in the bound (1: ELBO)")
     add("--dataset", choices=DATASETS, default="MNIST", help="name of the dataset in torchvision")
@@ -128,7 +128,7 @@ def train_one_epoch(
             group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
         optimizer.step()
         if (step + 1) % every == 0:
-            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # as integrals of the weights
+            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # ratio of integrals of t**6
             for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(parameter.detach(), 1 - past)
         yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
@@ -205,7 +205,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
-    last.pth is written last. A resumed run repeats all epochs after it and rewrites their files.
+    last.pth is written last. A resumed run repeats all later epochs and rewrites their files.
     """
     model, average, optimizer, metrics = run
     folder = args.save_dir

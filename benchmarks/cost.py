@@ -1,4 +1,4 @@
-"""The cost of train.py on the CPU, in seconds and memory, as one flag at a time changes."""
+"""The time and peak memory of train.py on the CPU with different flags."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import machine, run, train
 from utils import cli
 
-SWEEPS = {  # flag -> values; other flags keep their defaults, except for --n_epochs 1
+SWEEPS = {  # flag -> values; the rest: --device cpu, --n_epochs 1, other defaults
     "n_train": (12_500, 25_000, 50_000),
     "batch_size": (32, 128, 512, 2048),
     "latent_dim": (2, 16, 64, 256),
@@ -35,7 +35,7 @@ def main() -> None:
     for name, values in SWEEPS.items():
         for value in values:
             print_row(f"--{name} {value}")
-    ours = print_row("--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128")  # their network
+    ours = print_row("--latent_dim 20 --width 400 --n_blocks 1 --batch_size 128")  # their widths
     last, _ = run("benchmarks/conventional.py --n_epochs 1")
     theirs = json.loads(last)["epoch_seconds"][0]
     print(f"\nimages/s of the last row relative to conventional.py: {theirs / ours:.1f}")

@@ -3,7 +3,7 @@
     python3 benchmarks/likelihood.py --minutes 5 --n_seeds 3 --save_dir runs/5
     OMP_NUM_THREADS=1 taskset -c 0 python3 benchmarks/likelihood.py --n_epochs 23 --save_dir runs/1
 
-With --n_epochs, one core can train each seed for as many epochs as all cores complete in a budget.
+With --n_epochs, runs on one core can match the epochs of runs on all cores.
 """
 
 import sys
@@ -20,7 +20,7 @@ NLL = "--n_images 1000 --n_importance_samples 500"  # flags of evaluate.py for e
 
 
 def epochs_in(minutes: float, command: str, folder: Path) -> int:
-    """The number of epochs that fit, estimated by runs of one and two epochs. Raises UserError."""
+    """How many epochs fit the budget, estimated from runs of 1 and 2 epochs. Raises UserError."""
     one, two = (train(f"{command} --n_epochs {n}", folder / f"trial_{n}") for n in (1, 2))
     epoch = two["run_seconds"] - one["run_seconds"]
     return max(1, 1 + int((60 * minutes - one["run_seconds"]) / epoch))

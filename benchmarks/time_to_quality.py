@@ -1,4 +1,4 @@
-"""Times train.py and the conventional loop, as whole CPU processes, up to a given quality."""
+"""Measures the time and quality of whole CPU runs of train.py and the conventional loop."""
 
 import json
 import sys

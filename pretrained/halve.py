@@ -1,4 +1,4 @@
-"""Copies a checkpoint and rounds its weights to half precision, which halves the file size.
+"""Copies a checkpoint and rounds its weights to half precision, which halves their size.
 
 python3 pretrained/halve.py --model_params runs/40d/best.pth --save_to 40d.pth
 """
@@ -16,7 +16,7 @@ from utils.cli import UserError
 def main() -> None:
     parser = cli.parser("Copies a checkpoint in half precision.")
     add = parser.add_argument
-    add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
+    add("--model_params", type=Path, required=True, help="a model's .pth file")
     add("--save_to", type=Path, required=True, help="the .pth file to write")
     args = parser.parse_args()
     model, checkpoint = load_checkpoint(args.model_params)

@@ -67,7 +67,7 @@ def add_common_flags(parser: argparse.ArgumentParser, batch_size: int) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls a script's main. Prints a UserError and exits with code 2. Exits with 130 on Ctrl-C."""
+    """Calls a script's main. On a UserError, prints it and exits with 2; on Ctrl-C, with 130."""
     torch.backends.cudnn.deterministic = True  # so that resumed runs match bit for bit
     torch.backends.cudnn.allow_tf32 = False  # "fp32" means float32, not TF32
     for stream in (sys.stdout, sys.stderr):

@@ -50,6 +50,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def rng(*seeds: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that depends on `seeds` alone. rng(7) and rng(7, 0) give the same stream."""
+    """A generator seeded by `seeds` alone. rng(7) and rng(7, 0) give the same stream."""
     state = np.random.SeedSequence(seeds).generate_state(1)
     return torch.Generator(device).manual_seed(int(state[0]))

@@ -11,7 +11,7 @@ from utils.cli import UserError
 
 
 def new_folder(path: Path) -> Path:
-    """Creates `path` or, if it exists, the first free path_2, path_3, ... Raises UserError."""
+    """Creates `path` or, if taken, the first free of path_2, path_3, ... Raises UserError."""
     for n in count(1):
         folder = path.with_name(f"{path.name}_{n}") if n > 1 else path
         try:

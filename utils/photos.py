@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.cli import UserError
 
-SIDE = 320  # pixels; larger pictures are reduced to this size, which averages out sensor noise
+SIDE = 320  # pixels; reducing larger pictures to this size averages out sensor noise
 
 
 def grown(mask: np.ndarray, size: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
     paper = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink = 1 - grey / paper.clip(max(1, np.median(paper) / 2))
-    low, quarter = np.percentile(ink, (5, 25))  # both on paper, about one standard deviation apart
+    low, quarter = np.percentile(ink, (5, 25))  # both of paper, about one standard deviation apart
     return (ink - quarter - 4 * (quarter - low)).clip(0)
 
 
@@ -43,7 +43,7 @@ def threshold(ink: np.ndarray) -> float:
 
 
 def pieces(cells: np.ndarray | Tensor) -> list[list[tuple[int, int]]]:
-    """The connected pieces of cells (P, 2) of a grid, each a list of (row, column) pairs."""
+    """The connected components of grid cells (P, 2), each a list of (row, column) pairs."""
     left, found = set(map(tuple, cells.tolist())), []
     while left:
         piece = [left.pop()]
@@ -74,7 +74,7 @@ def without_lines(mask: np.ndarray) -> np.ndarray:
 def choose(mask: np.ndarray) -> tuple[np.ndarray, bool]:
     """The digit's pieces in a mask (H, W), and whether they are clear of the border.
 
-    They are the largest clear piece, or the largest if none is clear, and similar ones nearby.
+    The largest clear piece (the largest if none is clear) and similar ones nearby.
     """
     chosen, found = np.zeros_like(mask), pieces(np.argwhere(mask))
     if not found:

@@ -42,7 +42,7 @@ def make_parser(description: str) -> ArgumentParser:
     """A parser with --model_params, --save_dir, --seed and the common flags."""
     parser = cli.parser(description)
     add = parser.add_argument
-    add("--model_params", type=Path, required=True, help="a .pth file that train.py wrote")
+    add("--model_params", type=Path, required=True, help="a model's .pth file")
     add("--save_dir", type=Path, help="folder for the figures (default: figures/<weights>)")
     cli.add_seed_flag(parser)
     cli.add_common_flags(parser, batch_size=1000)
@@ -125,7 +125,7 @@ def tile(images: Tensor, n_columns: int) -> Tensor:
 
 
 def draw_grid(images: Tensor, n_columns: int, title: str, extent: tuple | None = None) -> plt.Axes:
-    """Draws images (N, 1, H, W) in [0, 1], white on black and row by row from the top left.
+    """Draws images (N, 1, H, W) in [0, 1], white on black, row by row from the top left.
 
     `extent` holds the left, right, lower and upper coordinates; by default, they count cells.
     """

@@ -4,8 +4,8 @@ python3 papers/auto_encoding_variational_bayes/figure_2.py
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours
 
 --recipe paper trains AEVB and wake-sleep. --recipe variance trains AEVB and takes the paper's 0.01
-as the variance of the initial weights. --recipe ours trains AEVB by AdamW with warm-up. It uses
-PyTorch's initialisation, the mean image as output bias and a posterior variance of at most 1.
+as the variance of the initial weights. --recipe ours trains AEVB with AdamW (warm-up). It uses
+PyTorch's initialisation (mean image for the output bias) and posterior variances up to 1.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main() -> None:
     add("--latent_dim", type=int, choices=LATENT_DIMS, nargs="+", default=LATENT_DIMS, help="sizes")
     add("--algorithm", choices=ALGORITHMS, nargs="+", default=ALGORITHMS, help="for --recipe paper")
     add("--recipe", choices=RECIPES, default="paper", help="how to train the networks")
-    add("--binarize", choices=BINARIZE, default="none", help="grey, or drawn once or per batch")
+    add("--binarize", choices=BINARIZE, default="none", help="never, once, or for each batch")
     args = parser.parse_args()
     how = {"recipe": args.recipe, "binarize": args.binarize}
     algorithms = args.algorithm if args.recipe == "paper" else ("AEVB",)

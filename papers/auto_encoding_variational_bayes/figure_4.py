@@ -3,7 +3,7 @@
 python3 papers/auto_encoding_variational_bayes/figure_4.py
 
 The normal quantile function maps evenly spaced points of the unit square to z, so
-each digit has an equal share of the prior's mass (Appendix A).
+each tile has an equal share of the prior's mass (Appendix A).
 """
 
 import sys

@@ -32,7 +32,7 @@ N_PRIOR_DRAWS = 10_000  # candidates for a chain's start
 
 
 def aevb_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
-    """-ELBO (paper: eq. 7 with L = 1), a mean over the images x (B, 1, 28, 28): ()."""
+    """-ELBO (paper: eq. 7, one draw), a mean over the images x (B, 1, 28, 28): ()."""
     mu, logvar = model.encode(x)  # (B, L) each
     z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
     nll = bernoulli_nll(model.decode(z), x)  # (B,)
@@ -98,7 +98,7 @@ def leapfrog(
 ) -> tuple[Tensor, Tensor]:
     """Hamiltonian dynamics with unit mass: z, momentum (B, L), step_size (B, 1) -> z, momentum.
 
-    The map preserves volume, and negating the momentum reverses it (Neal 2011, eqs. 2.28-2.30).
+    The map preserves volume; with negated momentum it undoes itself (Neal 2011, eqs. 2.28-2.30).
     """
     momentum = momentum + 0.5 * step_size * posterior.gradient(z)
     for step in range(1, n_steps + 1):

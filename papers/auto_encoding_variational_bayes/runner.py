@@ -130,9 +130,9 @@ def evaluate(run: Run, splits: dict[str, Tensor], estimate: Estimate, is_last: b
 
 
 def figure_rows(networks: list[Network], estimate: Estimate, args: Namespace) -> Rows:
-    """Trains `networks`. Returns the CSV's rows, for all the figure's networks in --save_dir.
+    """Trains `networks`. Returns the rows of all the figure's networks in --save_dir.
 
-    If --save_dir has this CSV but no networks, the CSV is only read. Raises UserError.
+    If that has the figure's CSV but no networks, trains nothing. Raises UserError.
     """
     figure, folder = networks[0].figure, args.save_dir / "networks"
     path = args.save_dir / f"figure_{figure}.csv"

@@ -37,7 +37,7 @@ def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
 def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
     """Draws each run in its own colour with its last validation value. The late phase is thick.
 
-    The vertical axis ignores the first tenth of each run, whose steepness would flatten the rest.
+    The vertical axis ignores each run's first tenth, whose steepness would flatten the rest.
     """
     settled = []
     for i, phases in enumerate(runs):

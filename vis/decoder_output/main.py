@@ -20,8 +20,8 @@ from vis.common import EncodedTestSet, draw_grid, make_parser, plane_grid, save_
 def main() -> None:
     parser = make_parser("Decodes a grid of points in the latent plane.")
     add, coordinate = parser.add_argument, number(-100.0, 100.0)
-    add("--latent_min", type=coordinate, default=-4.0, help="left and lower end of the grid")
-    add("--latent_max", type=coordinate, default=4.0, help="right and upper end of the grid")
+    add("--latent_min", type=coordinate, default=-4.0, help="lowest coordinate on each axis")
+    add("--latent_max", type=coordinate, default=4.0, help="highest coordinate on each axis")
     add("--n_cells", type=number(2, 100), default=20, help="digits along each axis")
     add("--quantile", action="store_true", help="space points evenly in prior probability")
     args = parser.parse_args()

@@ -3,7 +3,7 @@
 python3 vis/explorer/main.py --model_params pretrained/vae_mnist.pth --save_dir site
 
 explorer.html runs offline. It contains the test images, their posteriors and the network, which
-JavaScript evaluates. Decoder weights are stored in 16 bits, encoder weights in 8. The map shows
+JavaScript evaluates. Encoder weights are stored in 8 bits, all others in 16. The map shows
 u ~ N(0, I), which the prior maps to z.
 """
 
@@ -24,10 +24,10 @@ from utils.cli import UserError
 from vis.common import DIGIT_COLOURS, EncodedTestSet, NotApplicable, make_parser, save_file
 from vis.posterior.true_posterior import measure, modes
 
-PAGE = Path(__file__).with_name("page.html")  # the file `name` replaces each @@name@@ in it
+PAGE = Path(__file__).with_name("page.html")  # the files in PARTS fill its @@name@@ slots
 PARTS = ("style.css", "network.js", "worker.js", "payload.js", "map.js", "card.js")
 MAX_BYTES = 10_000_000  # limit of explorer.html, so that mail and phones can handle it
-FARTHEST = 2  # limit of panning and zooming out, in units of the map's initial half-width
+FARTHEST = 2  # limit on panning and zooming out, as a multiple of `reach`
 N_CHOSEN_FROM = 30  # test images from which the presets are chosen
 
 
@@ -52,7 +52,7 @@ class Payload(bytearray):
 
 
 def list_layers(modules: nn.Sequential, payload: Payload, dtype: torch.dtype) -> list[dict]:
-    """The layers in the page's format. Its arrays are flat, so it needs no Flatten or Unflatten."""
+    """The layers in the page's format, whose flat arrays need no Flatten or Unflatten."""
     layers, side = [], IMAGE_SHAPE[-1]  # side: width of the feature maps
     for module in modules:
         match module:
@@ -108,8 +108,8 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "colours": DIGIT_COLOURS,
         "plane": test_set.plane,
         "sliders": [d for d in test_set.by_kl if test_set.kl[d] >= 0.05 and len(test_set.kl) > 2],
-        "kl": test_set.kl.tolist(),  # nats per dimension; those below 0.05 have no slider
-        "reach": reach,  # half the width of the initial map and of every slider
+        "kl": test_set.kl.tolist(),  # nats; dimensions below 0.05 have no slider
+        "reach": reach,  # half the initial map's shorter side, and slider limit
         "farthest": FARTHEST,
         "presets": presets(test_set, n_images) if len(test_set.kl) == 2 and n_images > 2 else [],
         "binary": bool(((images == 0) | (images == 255)).all()),  # if so, drawings are binarised

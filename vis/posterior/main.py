@@ -19,7 +19,7 @@ from vis.posterior.true_posterior import Posterior, measure, modes
 
 IMAGES = [126, 79, 0]  # in order: three posterior modes, a poor fit, a good fit
 N_SUMMARISED = 1000  # number of test images for --summary
-MIN_CELLS = 500  # the smallest number of cells in a posterior that is drawn
+MIN_CELLS = 500  # minimum number of cells per drawn posterior
 LEVELS = [k**2 / 2 for k in range(4)]  # nats below the peak, at 0 to 3 standard deviations
 BLUE, RED, YELLOW, OCHRE = DIGIT_COLOURS[0], "#cc3311", "#eebb33", "#997700"
 DOT = {"marker": "o", "markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.7}

@@ -18,11 +18,11 @@ from utils.photos import pieces  # connected cells, found by a flood fill
 from vis.common import EncodedTestSet
 
 COARSEST, FINEST = 128, 16_384  # cells along each axis
-FEW_CELLS = 100  # the smallest number of cells in a posterior that is not drawn
-TOLERANCE = 0.03  # nats; cells are small enough if the last halving changed log p(x) by less
+FEW_CELLS = 100  # minimum number of cells per posterior that is not drawn
+TOLERANCE = 0.03  # nats; the last halving of the step must change log p(x) by less
 DEPTH = 10.0  # a posterior is cut off this many nats below its peak
-NARROWEST = 0.006  # the smallest standard deviation of a peak that every grid must find
-REGION_MASS, MODE_MASS = 0.9, 0.01  # mass of all modes together; minimum mass of one mode
+NARROWEST = 0.006  # no grid may miss peaks with at least this standard deviation
+REGION_MASS, MODE_MASS = 0.9, 0.01  # mass of the modes' region; minimum mass of one mode
 N_NODES = 10  # Gauss-Hermite nodes along each axis of z
 CHUNK = 2048  # points that are decoded at once
 
@@ -63,7 +63,7 @@ def evaluate(model: VAE, x: Tensor, cells: dict[int, Tensor], n: int) -> dict[in
 
 @torch.no_grad()
 def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterior]:
-    """p(u|x) of images (N, 1, 28, 28) uint8, on cells that are halved until small enough."""
+    """p(u|x) of images (N, 1, 28, 28) uint8, on cells quartered until small enough."""
     x, n, found = images.flatten(1) / 255, COARSEST, [None] * len(images)  # x (N, 784)
     every = torch.cartesian_prod(torch.arange(n), torch.arange(n))
     quarters = torch.cartesian_prod(torch.arange(2), torch.arange(2))  # offsets within a cell
@@ -72,7 +72,7 @@ def true_posteriors(model: VAE, images: Tensor, min_cells: int) -> list[Posterio
     log_p = dict.fromkeys(cells, -math.inf)
     while True:
         step, before, log_p, next_cells = 2 * GRID_LIMIT / n, log_p, {}, {}
-        # Cells with deeper centres have points within DEPTH only at peaks narrower than NARROWEST.
+        # Past `kept_depth`, cells have points within DEPTH only at peaks narrower than NARROWEST.
         kept_depth = (math.sqrt(DEPTH) + step / 2 / NARROWEST) ** 2
         for i, own in cells.items():
             log_p[i] = values[i].double().logsumexp(dim=0).item() + 2 * math.log(step)

@@ -21,8 +21,8 @@ from utils.photos import read_grey, read_image
 from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 
-def enlarged(image: np.ndarray) -> torch.Tensor:
-    """A picture (H, W) in [0, 255], enlarged to show its pixels: (1, 280, 280) in [0, 1]."""
+def resized(image: np.ndarray) -> torch.Tensor:
+    """A picture (H, W) in [0, 255], resized and padded: (1, 280, 280) in [0, 1]."""
     picture = ImageOps.pad(Image.fromarray(image).convert("L"), (280, 280), Image.Resampling.BOX)
     return torch.from_numpy(np.array(picture))[None] / 255
 
@@ -32,7 +32,7 @@ def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) 
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
     rows = []
     for path, seen, mean in zip(paths, images, decoded, strict=True):
-        rows += [enlarged(part) for part in (read_grey(path), seen[0].numpy(), mean[0].numpy())]
+        rows += [resized(part) for part in (read_grey(path), seen[0].numpy(), mean[0].numpy())]
     title = f"Your picture, the model's input, its reconstruction\n{test_set.name}"
     figure = draw_grid(torch.stack(rows), 3, title).figure
     figure.set_size_inches(6, 2 * len(paths))

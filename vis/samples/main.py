@@ -1,4 +1,4 @@
-"""Samples of the model: decoded draws from the prior.
+"""Model samples: decoded draws from the prior.
 
 python3 vis/samples/main.py --model_params pretrained/vae_mnist.pth --n_rows 10
 """

@@ -2,7 +2,7 @@
 
 python3 vis/training/main.py
 
-Left: the posterior means of the first 2,000 test images. Right: a decoded grid of the plane.
+Left: the posterior means of the first 2,000 test images. Right: the decoded plane.
 With a flow, both panels show u. The -ELBO is averaged over the first 1,000 validation images.
 """
 
@@ -34,7 +34,7 @@ FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours keep the file 
 
 
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
-    """Trains on `images`. At selected steps, yields the step and the model with average weights."""
+    """Trains on `images`. At some steps, yields the step and the model with averaged weights."""
     n_steps, step = args.n_epochs * math.ceil(len(images) / args.batch_size), 0
     powers = ((n_steps / AVERAGE_EVERY) ** (i / N_MOMENTS) for i in range(N_MOMENTS))
     watched = {n_steps, *(AVERAGE_EVERY * round(power) for power in powers)}
