@@ -61,7 +61,7 @@ def make_parser() -> ArgumentParser:
     add("--latent_dim", type=number(1), default=VAEConfig.latent_dim, help="size of z")
     widths = " or ".join(f"{width} ({arch})" for arch, width in WIDTHS.items())
     add("--width", type=number(1), help=f"hidden units or channels (default: {widths})")
-    add("--n_blocks", type=number(1), default=VAEConfig.n_blocks, help="decoder's residual blocks")
+    add("--n_blocks", type=number(0), default=VAEConfig.n_blocks, help="decoder's residual blocks")
     add("--prior", choices=PRIORS, default=VAEConfig.prior, help="N(0, I), or a RealNVP flow")
     add("--save_dir", type=Path, help="folder of the run (default: a new one in ./runs)")
     start = parser.add_mutually_exclusive_group()
@@ -266,8 +266,9 @@ def main() -> None:
             print_epoch(run.metrics, len(images), args)
     except KeyboardInterrupt:
         if last_path.exists():
+            command = f"python3 train.py --resume {last_path} --device {args.device}"
             where = f" --data_dir {args.data_dir}" * (args.data_dir != cli.DATA_DIR)
-            print(f"\nstopped; resume with: python3 train.py --resume {last_path}{where}")
+            print(f"\nstopped; resume with: {command}{where}")
         raise
     best = best_row(run.metrics, args)
     print(f"best epoch {best['epoch']}: {describe(best, 'val')}")

@@ -16,12 +16,6 @@ from checkpoint import load_checkpoint
 from train import parse_flags
 from utils.cli import ROOT, UserError
 
-# Flags with which train.py reaches conventional.py's -ELBO, or the objective of KimRass/VAE.
-OURS = "--latent_dim 20 --recon_weight 784 --n_blocks 1 --lr 0.009 --batch_size 96 --n_epochs 1"
-SEED_OBJECTIVE = (
-    "--recon_loss mse --recon_weight 1837.5 --n_blocks 2 --lr 0.006 --batch_size 128 --n_epochs 3"
-)
-
 
 def run(command: str, *paths: str | Path) -> tuple[str, dict[str, float]]:
     """Runs "script.py flags" on paths; returns its last printed line and cost. Raises UserError."""

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.common import OURS, SEED_OBJECTIVE, evaluate, machine, train
+from benchmarks.common import evaluate, machine, train
 from loss import N_PIXELS
 from utils import cli
 from utils.files import write_file
@@ -27,7 +27,7 @@ LOSSES |= {
 }
 BETAS = {f"bce {w}": f"--recon_weight {w}" for w in (7840, 1568, 392, 196, 78)}
 RECIPES = {  # set -> recipe -> flags of train.py
-    "seeds": {"default": "", "seed_objective": SEED_OBJECTIVE, "20d": OURS},
+    "seeds": {"default": ""},
     "losses": LOSSES | BETAS | {f"{n}, 20-d": f"{f} --latent_dim 20" for n, f in LOSSES.items()},
 }
 N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and more flags

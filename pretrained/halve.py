@@ -10,7 +10,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from checkpoint import load_checkpoint, save_checkpoint
 from utils import cli
-from utils.cli import UserError
 
 
 def main() -> None:
@@ -20,12 +19,8 @@ def main() -> None:
     add("--save_to", type=Path, required=True, help="the .pth file to write")
     args = parser.parse_args()
     model, checkpoint = load_checkpoint(args.model_params)
-    if not all(parameter.isfinite().all() for parameter in model.half().parameters()):
-        raise UserError(
-            f"the weights of {args.model_params} exceed the range of half precision; "
-            f"keep them as they are."
-        )
-    save_checkpoint(args.save_to, model, Namespace(**checkpoint["args"]), checkpoint["metrics"])
+    run_args = Namespace(**checkpoint["args"])
+    save_checkpoint(args.save_to, model.half(), run_args, checkpoint["metrics"])
     print(args.save_to)
 
 

@@ -15,9 +15,8 @@ from torch.distributions import Bernoulli, MultivariateNormal, Normal
 from data import SPLITS, load_mnist
 from estimators import exact_nll, importance_weighted_nll, posteriors
 from model import VAE
-from papers.auto_encoding_variational_bayes import experiment, inference, runner
+from papers.auto_encoding_variational_bayes import experiment, figure_3, inference, runner
 from papers.auto_encoding_variational_bayes.experiment import Network, Run
-from papers.auto_encoding_variational_bayes.figure_3 import evidence
 from utils.cli import DATA_DIR
 
 ARGS = Namespace(seed=0, step_size=None, n_samples=20_000)
@@ -73,7 +72,7 @@ def test_the_gradient_of_a_posterior_is_that_of_its_density(model):
 
 def test_both_estimates_of_the_evidence_agree_with_importance_sampling(model):
     images = load_mnist(DATA_DIR, "train")[0][:10]
-    found = evidence(model, images, is_last=True, n_images=10)
+    found = figure_3.evidence(model, images, is_last=True)
     sampled = importance_weighted_nll(model, images, posteriors(model, images), 3000)
     assert found["grid"] == pytest.approx(-sampled.mean().item(), abs=0.1)
     assert found["appendix D"] == pytest.approx(found["grid"], abs=0.1)
@@ -176,7 +175,7 @@ def test_a_resumed_network_ends_as_if_it_had_not_stopped(network, tmp_path, monk
     assert torch.equal(resumed.z, straight.z)
 
 
-MCEM = "--n_train 1000 --n_images 20 --algorithm MCEM"
+MCEM = "--n_train 1000 --algorithm MCEM"
 QUICK = ((2, "--latent_dim 3"), (3, MCEM), (4, ""), (5, ""))
 
 
@@ -189,6 +188,7 @@ def test_every_figure_has_a_quick_form_and_is_redrawn(figure, flags, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [script, *flags.split()])
     monkeypatch.setattr(runner, "N_ESTIMATED", 1000)  # for speed
+    monkeypatch.setattr(figure_3, "N_IMAGES", 20)
     monkeypatch.setitem(SPLITS, "test", ("t10k", 10_000, slice(0, 1000)))
     monkeypatch.setattr(torch, "set_flush_denormal", lambda _: None)  # it would outlast this test
     draw()

@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,7 +32,6 @@ def parser(description: str) -> argparse.ArgumentParser:
         sys.argv[0], description=description, allow_abbrev=False, formatter_class=_HelpFormatter
     )
     parser.register("type", Path, lambda text: Path(os.path.expanduser(text)))
-    parser._negative_number_matcher = re.compile(r"-\.?\d")  # -3e0 is a number, as in Python 3.14
     return parser
 
 

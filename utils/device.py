@@ -11,17 +11,15 @@ from utils.cli import UserError
 
 def pick_device(name: str) -> torch.device:
     """The named device or, for "auto", the first one that works. Raises UserError."""
-    is_available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
     if name == "auto":
-        name = next(kind for kind, is_there in is_available.items() if is_there and _works(kind))
-    device = torch.device(name)
-    if not is_available[device.type]:
+        name = next(kind for kind in ("cuda", "mps", "cpu") if _is_there(kind) and _works(kind))
+    if not _is_there(name):
         raise UserError(f"device {name} is not available on this machine; use cpu.")
-    return device
+    return torch.device(name)
+
+
+def _is_there(name: str) -> bool:
+    return torch.get_device_module(name).is_available()
 
 
 def _works(kind: str) -> bool:

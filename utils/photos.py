@@ -34,7 +34,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
 
 
 def threshold(ink: np.ndarray) -> float:
-    """Otsu's threshold for all ink above 0: halfway between the means on its two sides."""
+    """A threshold for all ink above 0: halfway between the means on its two sides."""
     ink = np.append(ink[ink > 0], 0)
     level = ink.mean()
     for _ in range(20):

@@ -34,7 +34,7 @@ STEP_SIZES = {
     3: {"AEVB": 0.1, "wake-sleep": 0.02, "MCEM": 0.1},
 }
 OUR_LR = 2e-3  # peak learning rate of AdamW, the best of 1e-3, 2e-3 and 4e-3 on validation images
-N_LEAPFROG, N_UPDATES = 10, 5  # leapfrog steps and updates per iteration of Monte Carlo EM
+N_MCEM_STEPS, N_UPDATES = 10, 5  # leapfrog steps, updates per iteration of Monte Carlo EM
 N_TOGETHER = 1000  # images processed at once in Monte Carlo EM
 
 
@@ -55,7 +55,7 @@ class Network:
 
         Each leapfrog step or update counts as one sample per image, as the paper's curves imply.
         """
-        return self.n_train * (N_LEAPFROG + N_UPDATES) if self.algorithm == "MCEM" else CHUNK
+        return self.n_train * (N_MCEM_STEPS + N_UPDATES) if self.algorithm == "MCEM" else CHUNK
 
     def __str__(self) -> str:
         name = f"figure_{self.figure}_{self.algorithm}_{self.latent_dim}d_{self.n_train}"
@@ -146,7 +146,7 @@ def mcem_iteration(run: Run, images: Tensor, generator: Generator) -> None:
         posterior = inference.Posterior(run.model, images[part] / 255)
         z, step_size = run.z[part], run.hmc_step_size[part]
         chain = inference.Chain(z, posterior.log_prob(z), step_size)
-        chain = inference.hmc_step(chain, posterior, N_LEAPFROG, generator, adapt=True)
+        chain = inference.hmc_step(chain, posterior, N_MCEM_STEPS, generator, adapt=True)
         run.z[part], run.hmc_step_size[part] = chain.z, chain.step_size
     for _ in range(N_UPDATES):
         run.optimizer.zero_grad()

@@ -15,7 +15,7 @@ import torch
 from papers.auto_encoding_variational_bayes.experiment import Network
 from papers.auto_encoding_variational_bayes.runner import bound, make_parser, train
 from utils import cli
-from vis.common import draw_grid, save_figure
+from vis.common import draw_grid, plane_grid, save_figure
 
 N_CELLS = 20  # along each axis
 
@@ -24,7 +24,7 @@ def main() -> None:
     args = make_parser("Reproduces figure 4 of the paper.").parse_args()
     model = train(Network("AEVB", latent_dim=2), bound, args)
     quantiles = torch.special.ndtri((torch.arange(N_CELLS) + 0.5) / N_CELLS)
-    z = torch.cartesian_prod(quantiles.flip(0), quantiles).flip(1)  # (400, 2): z_2 up, z_1 right
+    z = plane_grid(quantiles).flatten(0, 1)  # (400, 2): z_2 up, z_1 right
     with torch.no_grad():
         images = torch.sigmoid(model.decode(z))  # (400, 1, 28, 28)
     axes = draw_grid(images, N_CELLS, "The learned manifold of MNIST", (0, 1, 0, 1))

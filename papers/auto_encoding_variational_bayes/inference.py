@@ -17,7 +17,6 @@ from loss import (
     gaussian_log_prob,
     kl_divergence,
     log_mean_exp,
-    negative_bound,
     standard_normal_log_prob,
 )
 from model import VAE
@@ -36,7 +35,7 @@ def aevb_loss(model: VAE, x: Tensor, generator: Generator) -> Tensor:
     mu, logvar = model.encode(x)  # (B, L) each
     z = model.reparameterize(mu, logvar, torch.randn(mu.shape, generator=generator))
     nll = bernoulli_nll(model.decode(z), x)  # (B,)
-    return negative_bound(nll[None], kl_divergence(mu, logvar)[None])
+    return (nll + kl_divergence(mu, logvar)).mean()
 
 
 def joint_nll(model: VAE, x: Tensor, z: Tensor) -> Tensor:

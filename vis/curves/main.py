@@ -15,37 +15,33 @@ from utils.cli import UserError
 from vis.common import figures_of, plt, save_figure
 
 PANELS = {"neg_elbo": "-ELBO", "kld_loss": "kld_loss"}  # metric without train_ or val_ -> label
-NOTE = "solid: validation; dotted: training (with --deform on deformed images);\nthick: late phase"
+NOTE = "solid: validation; dotted: training (with --deform on deformed images)"
 
 
-def read_metrics(path: Path) -> list[dict[str, np.ndarray]]:
-    """The columns of a run's <name>.csv and, if it exists, of <name>_late.csv. Raises UserError."""
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a run's metrics.csv. Raises UserError."""
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
         columns = ("epoch", *(f"{split}_{name}" for split in ("train", "val") for name in PANELS))
         run = {name: np.array([float(row[name]) for row in rows]) for name in columns}
-        last_epoch = run["epoch"][-1]
+        run["epoch"][-1]  # fails without rows
     except (OSError, LookupError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is not a metrics.csv that train.py wrote ({error}).") from error
-    phases, late = [run], path.with_stem(f"{path.stem}_late")
-    if late.is_file():
-        phases += read_metrics(late)
-        phases[1]["epoch"] += last_epoch
-    return phases
+    return run
 
 
-def draw(panel: plt.Axes, column: str, runs: list[list[dict]]) -> None:
-    """Draws each run in its own colour with its last validation value. The late phase is thick.
+def draw(panel: plt.Axes, column: str, runs: list[dict]) -> None:
+    """Draws each run in its own colour with its last validation value.
 
     The vertical axis ignores each run's first tenth, whose steepness would flatten the rest.
     """
     settled = []
-    for i, phases in enumerate(runs):
-        for phase, width in zip(phases, (1.2, 2.5), strict=False):
-            for split, style in (("train", ":"), ("val", "-")):
-                epochs, values = phase["epoch"], phase[f"{split}_{column}"]
-                panel.plot(epochs, values, f"C{i}{style}", linewidth=width)
-                settled += values[epochs > phases[0]["epoch"][-1] / 10].tolist()
+    for i, run in enumerate(runs):
+        epochs = run["epoch"]
+        for split, style in (("train", ":"), ("val", "-")):
+            values = run[f"{split}_{column}"]
+            panel.plot(epochs, values, f"C{i}{style}", linewidth=1.2)
+            settled += values[epochs > epochs[-1] / 10].tolist()
         panel.text(epochs[-1], values[-1], f" {values[-1]:.2f}", color=f"C{i}", va="center")
     margin = 0.05 * (max(settled) - min(settled))
     panel.set(xlabel="epoch", ylim=(min(settled) - margin, max(settled) + margin))

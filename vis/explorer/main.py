@@ -112,7 +112,7 @@ def make_page(test_set: EncodedTestSet, n_images: int, with_encoder: bool) -> by
         "reach": reach,  # half the initial map's shorter side, and slider limit
         "farthest": FARTHEST,
         "presets": presets(test_set, n_images) if len(test_set.kl) == 2 and n_images > 2 else [],
-        "binary": bool(((images == 0) | (images == 255)).all()),  # if so, drawings are binarised
+        "binary": test_set.binarize == "dynamic",  # if so, drawings are binarised
         "images": payload.put(images[:n_images], torch.uint8),
         "labels": payload.put(test_set.labels[:n_images], torch.uint8),
         "mu": payload.put(test_set.mu[:n_images], torch.float32),

@@ -7,9 +7,7 @@ python3 vis/reconstruct/main.py --model_params pretrained/vae_mnist.pth --image 
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import binarize
@@ -21,21 +19,17 @@ from utils.photos import read_grey, read_image
 from vis.common import EncodedTestSet, draw_grid, make_parser, plt, save_figure
 
 
-def resized(image: np.ndarray) -> torch.Tensor:
-    """A picture (H, W) in [0, 255], resized and padded: (1, 280, 280) in [0, 1]."""
-    picture = ImageOps.pad(Image.fromarray(image).convert("L"), (280, 280), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(picture))[None] / 255
-
-
 def draw_own(paths: list[Path], images: torch.Tensor, test_set: EncodedTestSet) -> plt.Figure:
     """Draws images (N, 1, 28, 28) uint8 between the pictures in `paths` and the reconstructions."""
     decoded = test_set.decode(posteriors(test_set.model, images).mu) * 255
-    rows = []
-    for path, seen, mean in zip(paths, images, decoded, strict=True):
-        rows += [resized(part) for part in (read_grey(path), seen[0].numpy(), mean[0].numpy())]
-    title = f"Your picture, the model's input, its reconstruction\n{test_set.name}"
-    figure = draw_grid(torch.stack(rows), 3, title).figure
-    figure.set_size_inches(6, 2 * len(paths))
+    size = (6, 2 * len(paths))
+    figure, axes = plt.subplots(len(paths), 3, figsize=size, squeeze=False, layout="constrained")
+    for row, path, seen, mean in zip(axes, paths, images, decoded, strict=True):
+        pictures = (read_grey(path), seen[0].numpy(), mean[0].numpy())
+        for panel, picture in zip(row, pictures, strict=True):
+            panel.imshow(picture, "gray", vmin=0, vmax=255)
+            panel.axis("off")
+    figure.suptitle(f"Your picture, the model's input, its reconstruction\n{test_set.name}")
     return figure
 
 
