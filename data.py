@@ -60,7 +60,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def _download(data_dir: Path, dataset: str) -> None:
     """Lets torchvision fetch and verify the archives. Raises UserError."""
-    from torchvision import datasets  # imported only here, because the import takes seconds
+    from torchvision import datasets  # imported here, not above: the import takes seconds
 
     try:
         getattr(datasets, dataset)(data_dir, download=True)

@@ -1,4 +1,4 @@
-"""The spread of results over seeds: trains and evaluates each recipe with several seeds.
+"""Trains and evaluates each recipe with several seeds and prints the spread of results.
 
 Each run becomes a row of the CSV as soon as it ends. A run that has a row is not repeated.
 """
@@ -30,7 +30,7 @@ RECIPES = {  # set -> recipe -> flags of train.py
     "seeds": {"default": ""},
     "losses": LOSSES | BETAS | {f"{n}, 20-d": f"{f} --latent_dim 20" for n, f in LOSSES.items()},
 }
-N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K of the NLL, and more flags
+N_SAMPLES = {"seeds": "1", "losses": "50 --binarize dynamic"}  # K and flags of evaluate.py
 METRICS = ("val_recon_loss", "val_kld_loss", "val_neg_elbo", "gaussian_neg_elbo", "test_neg_elbo")
 METRICS += ("nll", "active_units", "knn_accuracy", "train_seconds")
 COLUMNS = ("recipe", "seed", "flags", *METRICS)

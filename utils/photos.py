@@ -29,7 +29,7 @@ def find_ink(grey: np.ndarray) -> np.ndarray:
     paper = small.filter(MaxFilter(21)).filter(MinFilter(21))
     paper = np.asarray(paper.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
     ink = 1 - grey / paper.clip(max(1, np.median(paper) / 2))
-    low, quarter = np.percentile(ink, (5, 25))  # both of paper, about one standard deviation apart
+    low, quarter = np.percentile(ink, (5, 25))  # paper values about one standard deviation apart
     return (ink - quarter - 4 * (quarter - low)).clip(0)
 
 
@@ -110,7 +110,7 @@ def find_digit(ink: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def read_grey(path: str | Path) -> np.ndarray:
-    """A picture's brightness (H, W) in [0, 255], with sides of at most SIDE. Raises UserError."""
+    """A picture's brightness (H, W) in [0, 255], shrunk to H, W <= SIDE. Raises UserError."""
     try:
         picture = Image.open(path)
         picture.draft(None, (SIDE, SIDE))  # decodes a JPEG at a fraction of its size

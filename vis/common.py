@@ -93,7 +93,7 @@ class EncodedTestSet:
         return torch.sigmoid(self.model.decode(z.flatten(0, -2)))
 
     def decode_normal(self, u: Tensor) -> Tensor:
-        """Decodes u ~ N(0, I), which the prior maps to z: (..., n, L) -> (N, 1, 28, 28)."""
+        """Decodes u ~ N(0, I), which the prior maps to z. Shapes are as in `decode`."""
         return self.decode(self.model.prior.from_normal(u))
 
 

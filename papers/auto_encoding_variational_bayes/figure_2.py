@@ -4,7 +4,7 @@ python3 papers/auto_encoding_variational_bayes/figure_2.py
 python3 papers/auto_encoding_variational_bayes/figure_2.py --recipe ours
 
 --recipe paper trains AEVB and wake-sleep. --recipe variance trains AEVB and takes the paper's 0.01
-as the variance of the initial weights. --recipe ours trains AEVB with AdamW (warm-up). It uses
+as the variance of the initial weights. --recipe ours runs AEVB (AdamW with warm-up). It uses
 PyTorch's initialisation (mean image for the output bias) and posterior variances up to 1.
 """
 

@@ -3,7 +3,7 @@
 python3 papers/auto_encoding_variational_bayes/figure_3.py
 
 The networks have 100 hidden units and 3 latent dimensions. We train on 1,000 or 50,000 images. The
-curves show Appendix D's estimates. A grid also gives the exact value at each curve's last point.
+curves show Appendix D's estimates. Quadrature gives the exact value at each curve's last point.
 """
 
 import sys

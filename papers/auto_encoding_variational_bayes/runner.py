@@ -46,7 +46,7 @@ def make_parser(description: str) -> ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--n_samples", type=cli.number(CHUNK), default=1_000_000, help="samples per network")
-    add("--step_size", type=cli.number(0.0), help="Adagrad's step size (default: STEP_SIZES)")
+    add("--step_size", type=cli.number(0.0), help="Adagrad's step size (default: by network)")
     add("--data_dir", type=Path, default=cli.DATA_DIR, help="folder that holds MNIST/raw/*.gz")
     where = "folder for all files; if it has a CSV but no networks, the figure is only redrawn"
     add("--save_dir", type=Path, default=Path("figures"), help=where)

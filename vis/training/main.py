@@ -3,7 +3,7 @@
 python3 vis/training/main.py
 
 Left: the posterior means of the first 2,000 test images. Right: the decoded plane.
-With a flow, both panels show u. The -ELBO is averaged over the first 1,000 validation images.
+With a flow, the axes show u = f(z). The -ELBO is averaged over the first 1,000 validation images.
 """
 
 import io
@@ -28,7 +28,7 @@ from utils.cli import number
 from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits, tile
 
 N_TEST, N_VAL = 2000, 1000  # test and validation images per frame
-N_MOMENTS = 80  # early moments share steps, so about 50 frames remain
+N_MOMENTS = 80  # log-spaced times; some coincide, so the film has about 50 frames
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its largest coordinate
 FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours keep the file below 3 MB
 
