@@ -34,7 +34,7 @@ def main() -> None:
     for name, values in SWEEPS.items():
         for value in values:
             print_row(f"--{name} {value}")
-    ours = print_row("--latent_dim 20 --width 400 --n_blocks 0 --batch_size 128")  # their network
+    ours = print_row("--latent_dim 20 --width 400 --n_blocks 0 --batch_size 128")  # their layers
     last, _ = run("benchmarks/conventional.py --n_epochs 1")
     theirs = json.loads(last)["epoch_seconds"][0]
     print(f"\nimages/s of the last row relative to conventional.py: {theirs / ours:.1f}")
