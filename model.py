@@ -27,7 +27,7 @@ class VAEConfig:
     arch: str = "mlp"
     latent_dim: int = 2  # L
     width: int | None = None  # hidden units of mlp, channels of conv; None: as in WIDTHS
-    n_blocks: int = 3  # residual blocks of the decoder; conv has at least one
+    n_blocks: int = 3  # residual blocks of the decoder, one fewer in the encoder; conv: at least 1
     prior: str = "normal"
 
     def __post_init__(self):
