@@ -45,7 +45,7 @@ def draw(panel: plt.Axes, column: str, runs: list[dict]) -> None:
         panel.text(epochs[-1], values[-1], f" {values[-1]:.2f}", color=f"C{i}", va="center")
     margin = 0.05 * (max(settled) - min(settled))
     panel.set(xlabel="epoch", ylim=(min(settled) - margin, max(settled) + margin))
-    panel.set_xlim(0, 1.3 * panel.dataLim.x1)  # leaves space for the printed values
+    panel.set_xlim(0, 1.4 * panel.dataLim.x1)  # leaves space for the printed values
 
 
 def main() -> None:
