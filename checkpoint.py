@@ -29,20 +29,20 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> tup
 
     Raises UserError if the file is missing, damaged or not written by train.py.
     """
-    found = "damaged, or not a PyTorch file" if os.path.isfile(path) else "not a file"
+    problem = "damaged, or not a PyTorch file" if os.path.isfile(path) else "not a file"
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip():  # torch.load does not verify the checksums
                 raise zipfile.BadZipFile
-        found = "a pickle of a whole model or of other Python objects"
+        problem = "a pickle of a whole model or of other Python objects"
         content = torch.load(path, map_location="cpu", weights_only=True)
-        found = "a file without a model's config, such as a bare state_dict"
+        problem = "a file without a model's config, such as a bare state_dict"
         config = content["config"]
-        found = "not from this version of train.py"
+        problem = "not from this version of train.py"
         model = VAE(VAEConfig(**config))
         model.load_state_dict(content["weights"])
         if not {"dataset", "binarize"} <= content["args"].keys():
             raise KeyError("args")
     except Exception as error:  # the exceptions that invalid files cause are undocumented
-        raise UserError(f"{path} is {found}; give a .pth file that train.py wrote.") from error
+        raise UserError(f"{path} is {problem}; give a .pth file that train.py wrote.") from error
     return model.to(device).eval(), content

@@ -50,7 +50,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
         # gzip verifies a checksum
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = bytearray(file.read())
-        header = 16 if len(shape) > 1 else 8
+        header = 16 if len(shape) > 1 else 8  # 4 bytes each: magic number, sizes (images: 3)
         return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
     except (OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
         raise UserError(
@@ -90,8 +90,8 @@ def deform(images: Tensor, strength: float, rng: Generator) -> Tensor:
     Each matrix rotates, shears and stretches about the centre (bilinear sampling, zero padding).
     """
     noise = torch.randn(len(images), 2, 2, device=images.device, generator=rng)
-    matrices = torch.eye(2, device=images.device) + strength * noise
-    grid = F.affine_grid(F.pad(matrices, (0, 1)), images.shape, align_corners=False)
+    matrices = F.pad(torch.eye(2, device=images.device) + strength * noise, (0, 1))  # (B, 2, 3)
+    grid = F.affine_grid(matrices, images.shape, align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False).round().byte()
 
 

@@ -66,30 +66,29 @@ def importance_weighted_nll(
 ) -> Tensor:
     """Estimates -L_K (Burda et al. 2016, eq. 8), an upper bound on -log p(x): (N,).
 
-    The K = `n_samples` draws per image are decoded in batches of at most `batch_size`, so the
-    decoder's memory does not grow with K. The eps of image i depends only on i.
+    The K = `n_samples` draws per image are decoded in batches of at most `batch_size` (z of several
+    images, or of one), so memory does not grow with K. The eps of image i depends only on i.
     """
     nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
     indices = torch.arange(len(images)).split(max(1, batch_size // n_samples))
     for index in tqdm(indices, desc="importance sampling", leave=False, disable=None):
-        x = images[index].to(model.device)[:, None] / 255  # (B, 1, 1, 28, 28)
-        mu, logvar = (part[index, None] for part in q)  # (B, 1, L) each
+        x = images[index].to(model.device) / 255  # (B, 1, 28, 28)
+        mu, logvar = (part[index] for part in q)  # (B, L) each
         size = (n_samples, mu.shape[-1])
-        eps = torch.stack([torch.randn(size, generator=rng(NOISE_SEED, int(i))) for i in index])
-        z = model.reparameterize(mu, logvar, eps.to(model.device))  # (B, K, L)
-        log_w = model.prior.log_prob(z) - loss.gaussian_log_prob(z, mu, logvar)  # (B, K)
-        for draws in torch.arange(n_samples).split(batch_size):
-            log_w[:, draws] -= loss.bernoulli_nll(model.decode(z[:, draws]), x)
-        nll[index] = -loss.log_mean_exp(log_w.cpu().double())
+        eps = [torch.randn(size, generator=rng(NOISE_SEED, int(i))) for i in index]
+        z = model.reparameterize(mu, logvar, torch.stack(eps, dim=1).to(model.device))  # (K, B, L)
+        parts = [loss.bernoulli_nll(model.decode(part), x) for part in z.split(batch_size)]
+        log_w = model.prior.log_prob(z) - loss.gaussian_log_prob(z, mu, logvar) - torch.cat(parts)
+        nll[index] = -loss.log_mean_exp(log_w.cpu().double())  # log_w (K, B)
     return nll
 
 
 def log_likelihood_table(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x|z) in nats for every image x (N, 784) and every z (n, L): (N, n).
+    """log p(x|z) in nats for every image x (N, 784) and every z (P, L): (N, P).
 
-    One matrix product gives x . logits for all pairs; we subtract the sum of softplus(logits).
+    log p(x|z) = x . logits - sum(softplus(logits)), so one matrix product serves all pairs.
     """
-    logits = model.decode(z).flatten(1)  # (n, 784)
+    logits = model.decode(z).flatten(1)  # (P, 784)
     return x.to(logits.dtype) @ logits.T - F.softplus(logits).sum(dim=1)
 
 
@@ -103,7 +102,7 @@ def log_joint(model: VAE, x: Tensor, u: Tensor) -> Tensor:
 def grid_nll(model: VAE, images: Tensor, n_grid: int, limit: float = GRID_LIMIT) -> Tensor:
     """-log p(x) (N,) by the trapezoidal rule over u ~ N(0, I), without q(z|x); for small L only.
 
-    The grid has `n_grid` points per axis from -limit to limit.
+    The grid has `n_grid` points per axis from -limit to limit, where the integrand is nearly 0.
     """
     x, n_dims = images.to(model.device).flatten(1) / 255, model.config.latent_dim  # x (N, 784)
     axis, step = torch.linspace(-limit, limit, n_grid), 2 * limit / (n_grid - 1)
@@ -136,11 +135,11 @@ def active_units(mu: Tensor) -> Tensor:
 def kl_of_dimensions(q: Gaussians, prior: str) -> Tensor:
     """The mean KL divergence of each latent dimension in nats: (L,).
 
-    The reference is N(0, 1) or, with a flow, whose KL is not a sum over dimensions,
-    a Gaussian with the aggregate posterior's mean and standard deviation.
+    The reference is N(0, 1). A flow's KL is not a sum over dimensions; the reference is then a
+    Gaussian with the aggregate posterior's mean and standard deviation.
     """
     mu, logvar = q
     if prior == "flow":
-        std = (mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)).sqrt()
-        mu, logvar = (mu - mu.mean(dim=0)) / std, logvar - 2 * std.log()
+        std = (mu.var(dim=0, correction=0) + logvar.exp().mean(dim=0)).sqrt()  # total variance
+        mu, logvar = (mu - mu.mean(dim=0)) / std, logvar - 2 * std.log()  # reference -> N(0, 1)
     return loss.kl_per_dimension(mu, logvar).mean(dim=0)

@@ -69,19 +69,19 @@ def evaluate(args: Namespace) -> dict:
     }
 
 
-def knn_accuracy(mu: Tensor, labels: Tensor, labelled_mu: Tensor, labelled: Tensor) -> float:
+def knn_accuracy(mu: Tensor, labels: Tensor, known_mu: Tensor, known_labels: Tensor) -> float:
     """5-nearest-neighbour accuracy, averaged over seeded draws of 1,000 labelled images.
 
-    Predicts the `labels` (N,) of `mu` (N, L) from `labelled_mu` (M, L), whose labels are `labelled`
-    (M,). Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
+    Predicts the `labels` (N,) of `mu` (N, L) from `known_mu` (M, L) and `known_labels` (M,).
+    Ties go to the smallest label. Follows Davidson et al. 2018 (S-VAE), Section 5.3.
     """
     accuracies = []
     for draw in range(N_KNN_DRAWS):
-        order = torch.randperm(len(labelled_mu), generator=rng(estimators.NOISE_SEED, draw))
+        order = torch.randperm(len(known_mu), generator=rng(estimators.NOISE_SEED, draw))
         chosen = order[:N_LABELLED]
-        distances = torch.cdist(mu, labelled_mu[chosen])  # (N, 1000)
+        distances = torch.cdist(mu, known_mu[chosen])  # (N, 1000)
         nearest = distances.topk(N_NEIGHBOURS, largest=False).indices  # (N, 5)
-        votes = labelled[chosen][nearest].mode(dim=1).values  # (N,)
+        votes = known_labels[chosen][nearest].mode(dim=1).values  # (N,)
         accuracies.append((votes == labels).double().mean())
     return torch.stack(accuracies).mean().item()
 

@@ -27,7 +27,7 @@ class VAEConfig:
     arch: str = "mlp"
     latent_dim: int = 2  # L
     width: int | None = None  # hidden units of mlp, channels of conv; None: as in WIDTHS
-    n_blocks: int = 3  # residual blocks of the decoder, one fewer in the encoder; conv: at least 1
+    n_blocks: int = 3  # of the decoder; the encoder has one fewer; conv has at least one in each
     prior: str = "normal"
 
     def __post_init__(self):
@@ -38,15 +38,15 @@ class Encoder(nn.Sequential):
     """x (B, 1, 28, 28) in [0, 1] -> (B, 2L): mu and the logit of the variance."""
 
     def __init__(self, config: VAEConfig):
-        width, n_blocks, n_out = config.width, config.n_blocks - 1, 2 * config.latent_dim
+        width, n_blocks, n_out = config.width, config.n_blocks, 2 * config.latent_dim
         if config.arch == "mlp":
             layers = [nn.Flatten(), nn.Linear(N_PIXELS, width)]  # (B, width)
-            layers += blocks(n_blocks, nn.Linear, width)
+            layers += blocks(n_blocks - 1, nn.Linear, width)
             layers += [nn.SiLU(), nn.Linear(width, n_out)]
         else:
             half = (width + 1) // 2
             layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, half, **CONV)]  # (B, half, 14, 14)
-            layers += blocks(n_blocks - 1, nn.Conv2d, half, **CONV)
+            layers += blocks(n_blocks - 2, nn.Conv2d, half, **CONV)
             layers += [nn.SiLU(), nn.PixelUnshuffle(2), nn.Conv2d(4 * half, width, 1)]
             layers += blocks(1, nn.Conv2d, width, **CONV)  # (B, width, 7, 7)
             layers += [nn.SiLU(), nn.Flatten(), linear_plus_mlp(49 * width, 8 * width, n_out)]

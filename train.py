@@ -71,7 +71,7 @@ def make_parser() -> ArgumentParser:
 
 
 def parse_flags(argv: list[str] | None = None) -> Namespace:
-    """Parses the flags of a run; --resume and --init_from fix some of them. Raises UserError."""
+    """Parses flags, twice if a checkpoint sets defaults and fixes some. Raises UserError."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if start := args.resume or args.init_from:
@@ -80,10 +80,10 @@ def parse_flags(argv: list[str] | None = None) -> Namespace:
         if args.resume:
             fixed = fixed | checkpoint["args"] | {"save_dir": args.resume.parent}
         pixels = {name: checkpoint["args"][name] for name in ("dataset", "binarize")}
-        parser.set_defaults(**pixels | fixed)
+        parser.set_defaults(**(pixels | fixed))
         args = parser.parse_args(argv)
         for name in fixed.keys() - {"n_epochs"}:
-            if getattr(args, name) != fixed[name]:
+            if getattr(args, name) != fixed[name]:  # the user has typed another value
                 raise UserError(f"--{name} is fixed by {start}; leave it out.")
     if args.save_dir and not args.resume and (args.save_dir / "best.pth").exists():
         raise UserError(f"{args.save_dir} holds a run; use --resume or another --save_dir.")
@@ -115,7 +115,7 @@ def train_one_epoch(
         mu, logvar = model.encode(x)  # (B, L) each
         z = model.reparameterize(mu, logvar, eps)  # (K, B, L)
         logits = model.decode(z)  # (K, B, 1, 28, 28)
-        nll = bernoulli_nll(logits, x)  # (K, B)
+        nll = bernoulli_nll(logits, x)  # (K, B), reported as part of -ELBO even with mse
         recon = nll if args.recon_loss == "bce" else squared_error(logits, x)  # (K, B)
         kl = model.prior.kl(mu, logvar, z)  # (K, B)
         kl_weight = min(1.0, (step + 1) / (args.kl_warmup + 1))
@@ -128,9 +128,9 @@ def train_one_epoch(
             group["lr"] = learning_rate(step, args.n_epochs * n_steps, args.lr)
         optimizer.step()
         if (step + 1) % every == 0:
-            past = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # ratio of integrals of t**6
+            kept = (1 - every / (step + 1)) ** (AVERAGE_POWER + 1)  # integral of t^6: past / all
             for mean, parameter in zip(average.parameters(), model.parameters(), strict=True):
-                mean.lerp_(parameter.detach(), 1 - past)
+                mean.lerp_(parameter.detach(), 1 - kept)
         yield torch.stack((recon.mean(dim=0), kl.mean(dim=0), nll.mean(dim=0))).detach()
 
 
@@ -158,7 +158,7 @@ def build(args: Namespace, images: Tensor) -> Run:
     if args.resume:
         if "optimizer" not in checkpoint:
             raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.")
-        model.load_state_dict(checkpoint["training"])
+        model.load_state_dict(checkpoint["training"])  # until here, it had the averaged weights
         optimizer.load_state_dict(checkpoint["optimizer"])
         metrics = checkpoint["metrics"]
     return Run(model, average, optimizer, metrics)
@@ -174,8 +174,8 @@ def columns(split: str, terms: Tensor) -> dict[str, float]:
 def validate(average: VAE, images: Tensor, args: Namespace) -> dict[str, float]:
     """Columns of metrics.csv for held-out images (N, 1, 28, 28) uint8."""
     q = posteriors(average, images)
-    nll, kl, error = elbo_terms(average, images, q, posterior_noise(*q.mu.shape))
-    recon = nll if args.recon_loss == "bce" else error
+    nll, kl, squared = elbo_terms(average, images, q, posterior_noise(*q.mu.shape))
+    recon = nll if args.recon_loss == "bce" else squared
     return columns("val", torch.stack((recon, kl, nll)))
 
 
@@ -185,7 +185,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
     steps = train_one_epoch(run.model, run.average, run.optimizer, images, args, epoch)
     n_steps = math.ceil(len(images) / args.batch_size)
     bar = tqdm(steps, f"epoch {epoch}", n_steps, leave=False, disable=None)
-    row = {"epoch": epoch} | columns("train", torch.cat(list(bar), dim=1))
+    row = {"epoch": epoch} | columns("train", torch.cat(list(bar), dim=1))  # list(bar) trains
     seconds = round(time.perf_counter() - start, 3)
     row |= validate(run.average, val_images, args)
     row |= {"lr": run.optimizer.param_groups[0]["lr"], "seconds": seconds}
@@ -205,7 +205,7 @@ def best_row(metrics: list[dict], args: Namespace) -> dict:
 def save(run: Run, args: Namespace) -> None:
     """Writes an epoch's files and, every SAVE_SECONDS, the large last.pth. Raises UserError.
 
-    last.pth is written last. A resumed run repeats all later epochs and rewrites their files.
+    last.pth is written last. A resumed run repeats the epochs after last.pth's.
     """
     model, average, optimizer, metrics = run
     folder = args.save_dir
@@ -267,7 +267,7 @@ def main() -> None:
     except KeyboardInterrupt:
         if last_path.exists():
             command = f"python3 train.py --resume {last_path} --device {args.device}"
-            where = f" --data_dir {args.data_dir}" * (args.data_dir != cli.DATA_DIR)
+            where = f" --data_dir {args.data_dir}" if args.data_dir != cli.DATA_DIR else ""
             print(f"\nstopped; resume with: {command}{where}")
         raise
     best = best_row(run.metrics, args)

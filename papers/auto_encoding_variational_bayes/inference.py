@@ -143,7 +143,7 @@ def evidence_by_appendix_d(chain: Chain, posterior: Posterior, generator: Genera
     first, second = draws[:N_POSTERIOR_DRAWS], draws[N_POSTERIOR_DRAWS:]
     q = fit_gaussian(torch.stack([draw.z for draw in first]))
     log_ratio = [q.log_prob(draw.z) - draw.log_prob for draw in second]
-    return -log_mean_exp(torch.stack(log_ratio), dim=0)
+    return -log_mean_exp(torch.stack(log_ratio))
 
 
 def fit_gaussian(z: Tensor) -> MultivariateNormal:
