@@ -153,8 +153,8 @@ def build(args: Namespace, images: Tensor) -> Run:
         model = VAE(config, images.float().mean(dim=0).cpu() / 255).to(args.device)
     model.precision = args.precision
     average = deepcopy(model).requires_grad_(False).eval()
-    how = {"betas": BETAS, "weight_decay": args.weight_decay, "fused": True}
-    optimizer, metrics = AdamW(model.parameters(), **how), []
+    optimizer = AdamW(model.parameters(), betas=BETAS, weight_decay=args.weight_decay, fused=True)
+    metrics = []
     if args.resume:
         if "optimizer" not in checkpoint:
             raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.")
