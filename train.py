@@ -158,7 +158,7 @@ def build(args: Namespace, images: Tensor) -> Run:
     if args.resume:
         if "optimizer" not in checkpoint:
             raise UserError(f"{args.resume} cannot be resumed; give the run's last.pth.")
-        model.load_state_dict(checkpoint["training"])  # until here, it had the averaged weights
+        model.load_state_dict(checkpoint["training"])  # replaces the averaged weights
         optimizer.load_state_dict(checkpoint["optimizer"])
         metrics = checkpoint["metrics"]
     return Run(model, average, optimizer, metrics)
@@ -196,7 +196,7 @@ def run_epoch(run: Run, images: Tensor, val_images: Tensor, args: Namespace) -> 
 
 
 def best_row(metrics: list[dict], args: Namespace) -> dict:
-    """The row of the epoch saved as best.pth: the epoch with the lowest validation loss."""
+    """The row of best.pth's epoch: the lowest validation loss or, if K > 1, the last."""
     if args.n_importance_samples > 1:  # -ELBO is not the training loss; take the last epoch
         return metrics[-1]
     return min(metrics, key=lambda r: args.recon_weight * r["val_recon_loss"] + r["val_kld_loss"])

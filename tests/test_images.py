@@ -160,7 +160,7 @@ def test_pictures_without_a_digit_are_refused(tmp_path):
     save(tmp_path / "grain.png", 200 + grain(8))
     save(tmp_path / "specks.png", within(SPECKS, 0, np.full((SIDE, SIDE), 230)))
     (tmp_path / "text.png").write_text("not a picture")
-    reasons = {"white": "its background", "grain": "its background|specks", "specks": "specks"}
+    reasons = {"white": "only background", "grain": "only background|specks", "specks": "specks"}
     reasons |= {"text": "not a readable picture", "missing": "not a readable picture"}
     for name, reason in reasons.items():
         with pytest.raises(UserError, match=rf"{name}\.png .*({reason}).*\.$"):

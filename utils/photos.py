@@ -138,7 +138,7 @@ def read_image(path: str | Path) -> Tensor:
     """
     ink = find_ink(read_grey(path))
     if ink.max() < 0.05 or not (digit := find_digit(ink)[0]).any():
-        raise UserError(f"{path} shows only its background or specks; give a picture of a digit.")
+        raise UserError(f"{path} shows only background or specks; give a picture of a digit.")
     soft = grown(digit, max(ink.shape) // 100 * 2 + 3)  # includes the strokes' edges
     soft &= digit | (ink <= threshold(ink))
     ink = (ink / np.percentile(ink[digit], 90)).clip(0, 1) * soft

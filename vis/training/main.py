@@ -30,7 +30,7 @@ from vis.common import NotApplicable, plane_grid, plt, save_file, scatter_digits
 N_TEST, N_VAL = 2000, 1000  # test and validation images per frame
 N_MOMENTS = 80  # log-spaced times; some coincide, so the film has about 50 frames
 N_CELLS, LIMIT = 13, 3.5  # digits along each axis of the plane, and its largest coordinate
-FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours keep the file below 3 MB
+FRAME_MS, LAST_FRAME_MS, N_COLOURS = 100, 2000, 32  # few colours, for a file below 3 MB
 
 
 def film(run: Run, images: Tensor, args: Namespace) -> Iterator[tuple[int, VAE]]:
