@@ -69,7 +69,7 @@ def importance_weighted_nll(
     The K = `n_samples` draws per image are decoded in batches of at most `batch_size` (z of several
     images, or of one), so memory does not grow with K. The eps of image i depends only on i.
     """
-    nll = torch.empty(len(images), dtype=torch.float64)  # a list of parts would fragment the heap
+    nll = torch.empty(len(images), dtype=torch.float64)  # one list of all NLLs fragments the heap
     indices = torch.arange(len(images)).split(max(1, batch_size // n_samples))
     for index in tqdm(indices, desc="importance sampling", leave=False, disable=None):
         x = images[index].to(model.device) / 255  # (B, 1, 28, 28)
